@@ -1,0 +1,164 @@
+"""Our directory in bpffs: mounted, locked, built aside, published by rename.
+
+Layout: `<root>/v<abi>/{maps,progs,links}` and `<root>/marks`, whose empty directories
+remember what an uninstall has to undo. bpffs allows no dot in a name.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from interceptor.abi import ABI_VERSION
+from interceptor.errors import Busy, InterceptorError, KernelError
+
+_BPF_FS_MAGIC = "bpf"
+_LOCK_POLL_S = 0.02
+_NAME_MAX = 255
+DIRECTORY_MODE = 0o750
+
+
+@dataclass(frozen=True, slots=True)
+class PinTree:
+    """Where one node's pins are."""
+
+    root: Path
+
+    @property
+    def current(self) -> Path:
+        return self.root / f"v{ABI_VERSION}"
+
+    @property
+    def maps(self) -> Path:
+        return self.current / "maps"
+
+    @property
+    def programs(self) -> Path:
+        return self.current / "progs"
+
+    @property
+    def agent_links(self) -> Path:
+        return self.current / "links" / "agent"
+
+    @property
+    def scope_links(self) -> Path:
+        return self.current / "links" / "scope"
+
+    @property
+    def marks(self) -> Path:
+        return self.root / "marks"
+
+    def scope(self, cgroup_name: str) -> Path:
+        """The directory of one scoped cgroup's links; its name can be read back."""
+        escaped = quote(cgroup_name, safe="").replace(".", "%2E")
+        if len(escaped) > _NAME_MAX:
+            raise InterceptorError(f"cgroup {cgroup_name}: its name is too long to be pinned")
+        return self.scope_links / escaped
+
+    @staticmethod
+    def scope_name(directory: Path) -> str:
+        return unquote(directory.name)
+
+    def exists(self) -> bool:
+        return self.current.is_dir()
+
+    def mark(self, name: str) -> None:
+        make_directory(self.marks / name)
+
+    def is_marked(self, name: str) -> bool:
+        return (self.marks / name).is_dir()
+
+
+def make_directory(path: Path) -> None:
+    """Create it and its parents below bpffs, for root alone."""
+    if not path.is_dir():
+        if not path.parent.is_dir():
+            make_directory(path.parent)
+        path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+
+
+def mounted_at(path: Path) -> Path | None:
+    """The bpffs mount that holds `path`, or None."""
+    found: Path | None = None
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, target, kind, *_ = line.split()
+        if kind == _BPF_FS_MAGIC and (path == Path(target) or Path(target) in path.parents):
+            found = Path(target)
+    return found
+
+
+def ensure_mounted(tree: PinTree) -> None:
+    """Mount bpffs at the standard place when nobody has, and remember to undo it."""
+    if mounted_at(tree.root):
+        return
+    target = Path("/sys/fs/bpf")
+    if target not in tree.root.parents:
+        raise InterceptorError(f"bpf.root {tree.root}: is not on a bpf file system")
+    libc = c.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(target), b"bpf", 0, b"mode=0700") != 0:
+        raise KernelError(f"mount bpffs at {target}", c.get_errno())
+    make_directory(tree.root)
+    tree.mark("mounted-bpffs")
+
+
+def unmount_if_ours(target: Path, *, ours: bool) -> None:
+    """Undo `ensure_mounted` when nobody else uses the mount by now."""
+    if not ours or any(target.iterdir()):
+        return
+    libc = c.CDLL(None, use_errno=True)
+    if libc.umount(os.fsencode(target)) != 0:
+        raise KernelError(f"unmount bpffs at {target}", c.get_errno())
+
+
+@contextmanager
+def locked(tree: PinTree, *, timeout_s: float = 10.0) -> Iterator[None]:
+    """Hold the node's one lock; raises `Busy` when another holds it for longer.
+
+    The lock is on the root directory itself, so that it needs no file of its own. Whoever
+    waited for a directory that an uninstall has removed meanwhile starts over.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        make_directory(tree.root)
+        fd = os.open(tree.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _lock_before(fd, deadline_s, tree.root)
+            if _is_still(tree.root, fd):
+                yield
+                return
+        finally:
+            os.close(fd)
+
+
+def _lock_before(fd: int, deadline_s: float, root: Path) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                raise Busy(
+                    f"lock {root}: another moactl or agent is changing this node; try again"
+                ) from None
+            time.sleep(_LOCK_POLL_S)
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(fd).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def remove_tree(path: Path) -> None:
+    """Unlink every pin below and the directories themselves."""
+    if path.is_dir():
+        shutil.rmtree(path)

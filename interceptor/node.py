@@ -1,0 +1,305 @@
+"""One node's interception: install, switch, scope, adopt, and uninstall.
+
+Order of attachment: maps (switched off), the agent's hooks, sk_lookup, the services' hooks
+with connect last. Removal goes the other way, switched off first. Every change is made
+under the node's one lock; everything can be removed from the pins alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from interceptor import bpffs, cgroup, libbpf, links, programs
+from interceptor.abi import CfgFlag, CgroupFlag
+from interceptor.bpffs import PinTree, locked
+from interceptor.cgroup import Cgroup
+from interceptor.errors import InterceptorError, NotInstalled, Refused
+from interceptor.links import AGENT_HOOKS, ALL_HOOKS, NETNS_HOOKS, SCOPE_HOOKS, Hook, Target
+from interceptor.maps import Maps
+from interceptor.probe import Features, probe_hooks
+from interceptor.programs import usable_hooks
+
+DEFAULT_ROOT = Path("/sys/fs/bpf/moa")
+OWN_NETNS = Path("/proc/self/ns/net")
+
+_MARK_MOUNTED = "mounted-bpffs"
+_MARK_CGROUP = "created-agent-cgroup"
+_NEVER_SCOPED = ("sshd", "systemd", "systemd-logind", "dbus-daemon", "init")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What the kernel must know of the agent."""
+
+    cgroup: Cgroup
+    outbound_port: int
+    inbound_port: int
+    mark: int
+    heartbeat_max_age_ns: int
+    netns: Path = OWN_NETNS
+
+
+@dataclass(frozen=True, slots=True)
+class InstallReport:
+    """What `Node.install` found and did."""
+
+    fresh: bool
+    changed_programs: tuple[str, ...]
+    missing_hooks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A cgroup whose connections are looked at."""
+
+    cgroup: str
+    state: str
+    """`attached`, or `lost` when the cgroup was removed or made anew."""
+    shadow: bool
+    hooks: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Removal:
+    """What an uninstall took away and what it had to leave."""
+
+    removed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class Node:
+    """The interception of one node, whose pins are below `root`."""
+
+    def __init__(self, root: Path = DEFAULT_ROOT) -> None:
+        self.tree = PinTree(root)
+
+    def is_installed(self) -> bool:
+        return self.tree.exists()
+
+    def maps(self) -> Maps:
+        """The pinned maps; the caller closes them. Raises `NotInstalled`."""
+        if not self.is_installed():
+            raise NotInstalled(
+                f"{self.tree.current}: nothing is installed; start the agent (moactl agent run)"
+            )
+        return Maps(self.tree.maps)
+
+    @contextmanager
+    def _changing(self) -> Iterator[Maps]:
+        with locked(self.tree), self.maps() as maps:
+            yield maps
+
+    # Install
+
+    def install(
+        self, settings: AgentSettings, *, features: Features | None = None,
+        object_path: Path = programs.OBJECT_PATH,
+    ) -> InstallReport:
+        """Bring programs, maps and the agent's hooks to this version; keeps what is attached.
+
+        Idempotent. What is new is switched off; switches of an installed node are kept.
+        """
+        bpffs.ensure_mounted(self.tree)
+        features = features or probe_hooks()
+        with locked(self.tree):
+            loaded = programs.install(self.tree, features, object_path)
+            if settings.cgroup.create():
+                self.tree.mark(_MARK_CGROUP)
+            with self.maps() as maps:
+                self._write_settings(maps, settings, spread=features.has(
+                    NETNS_HOOKS[0].attach))
+            self._attach_agent(settings, features)
+            for scope in self._scope_directories():
+                self._attach_scope(Cgroup(PinTree.scope_name(scope)), features)
+        missing = tuple(h.name for h in ALL_HOOKS if not features.has(h.attach))
+        return InstallReport(loaded.fresh, loaded.changed, missing)
+
+    def _write_settings(self, maps: Maps, settings: AgentSettings, *, spread: bool) -> None:
+        cfg = maps.cfg
+        cfg.agent_cgroup_id = settings.cgroup.id
+        cfg.agent_cgroup_level = settings.cgroup.level
+        cfg.agent_mark = settings.mark
+        cfg.outbound_port = settings.outbound_port
+        cfg.inbound_port = settings.inbound_port
+        cfg.heartbeat_max_age_ns = settings.heartbeat_max_age_ns
+        cfg.flags = cfg.flags | CfgFlag.SPREAD if spread else cfg.flags & ~CfgFlag.SPREAD
+        maps.cfg = cfg
+
+    def _attach_agent(self, settings: AgentSettings, features: Features) -> None:
+        agent, netns = Target.cgroup(settings.cgroup), Target.netns(settings.netns)
+        with self._program_fds() as fds:
+            for hook in usable_hooks(AGENT_HOOKS, features):
+                links.ensure(hook, fds[hook.program], agent, self.tree.agent_links)
+            for hook in usable_hooks(NETNS_HOOKS, features):
+                links.ensure(hook, fds[hook.program], netns, self.tree.agent_links)
+
+    @contextmanager
+    def _program_fds(self) -> Iterator[dict[str, int]]:
+        fds: dict[str, int] = {}
+        try:
+            for path in self.tree.programs.iterdir():
+                fds[path.name] = libbpf.open_pin(path)
+            yield fds
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+
+    # Scope
+
+    def _scope_directories(self) -> list[Path]:
+        if not self.tree.scope_links.is_dir():
+            return []
+        return sorted(self.tree.scope_links.iterdir())
+
+    def _attach_scope(self, scope: Cgroup, features: Features | None = None) -> None:
+        """Attach the services' hooks; a cgroup that does not exist is left for later."""
+        if not scope.exists():
+            return
+        directory, target = self.tree.scope(scope.name), Target.cgroup(scope)
+        with self._program_fds() as fds:
+            hooks: Iterable[Hook] = (h for h in SCOPE_HOOKS if h.program in fds)
+            if features is not None:
+                hooks = usable_hooks(SCOPE_HOOKS, features)
+            for hook in hooks:
+                links.ensure(hook, fds[hook.program], target, directory)
+
+    def add_scope(self, scope: Cgroup, *, shadow: bool = False, force: bool = False) -> None:
+        """Look at the connections of a cgroup and everything below it.
+
+        Raises `Refused` when it holds what a mistake of ours must not reach, unless forced.
+        """
+        if not scope.exists():
+            raise InterceptorError(f"cgroup {scope.name}: does not exist at {scope.path}")
+        if not force:
+            refuse_dangerous(scope)
+        with self._changing() as maps:
+            for directory in self._scope_directories():
+                other = Cgroup(PinTree.scope_name(directory))
+                if other != scope and (other.holds(scope) or scope.holds(other)):
+                    raise Refused(
+                        f"cgroup {scope.name}: overlaps with {other.name}, which is in the mesh; "
+                        f"take that out first (moactl mesh off --cgroup {other.name})"
+                    )
+            policy = CgroupFlag.SHADOW if shadow else CgroupFlag(0)
+            maps.set_cgroup_policy(scope.id, policy)
+            self._attach_scope(scope)
+
+    def remove_scope(self, scope: Cgroup) -> bool:
+        """Stop looking at a cgroup; False when it was not in the mesh."""
+        with self._changing() as maps:
+            directory = self.tree.scope(scope.name)
+            if not directory.is_dir():
+                return False
+            links.detach_all(directory)
+            if scope.exists():
+                maps.set_cgroup_policy(scope.id, CgroupFlag(0))
+            return True
+
+    def reconcile(self) -> list[str]:
+        """Attach scopes whose cgroup was removed and made anew; returns their names.
+
+        A unit that systemd restarts gets a new cgroup of the same name.
+        """
+        with self._changing():
+            mended = []
+            for directory in self._scope_directories():
+                scope = Cgroup(PinTree.scope_name(directory))
+                if scope.exists() and links.is_lost(directory, scope.id):
+                    self._attach_scope(scope)
+                    mended.append(scope.name)
+            return mended
+
+    def scopes(self) -> list[Scope]:
+        """Every scoped cgroup and its state."""
+        with self.maps() as maps:
+            policies = maps.cgroup_policies()
+        found = []
+        for directory in self._scope_directories():
+            scope = Cgroup(PinTree.scope_name(directory))
+            inode = scope.id if scope.exists() else None
+            lost = inode is None or links.is_lost(directory, inode)
+            found.append(
+                Scope(
+                    cgroup=scope.name,
+                    state="lost" if lost else "attached",
+                    shadow=bool(policies.get(inode or 0, CgroupFlag(0)) & CgroupFlag.SHADOW),
+                    hooks=tuple(sorted(path.name for path in directory.iterdir())),
+                )
+            )
+        return found
+
+    # The switch
+
+    def switch(self, *, on: bool, shadow: bool = False) -> None:
+        """Take effect for new connections at once; nothing needs a restart."""
+        with self._changing() as maps:
+            if on:
+                maps.set_flags(CfgFlag.SHADOW, on=shadow)
+            maps.set_flags(CfgFlag.ENABLED, on=on)
+
+    # Uninstall
+
+    def uninstall(self) -> Removal:
+        """Take everything away that an install may have made, from the pins alone.
+
+        Works on a half-finished install, on a crashed agent's leftovers, and on nothing.
+        """
+        removal = Removal()
+        if not self.tree.root.is_dir():
+            return removal
+        with locked(self.tree):
+            agent_cgroup = self._agent_cgroup()
+            self._switch_off()
+            for directory in self._scope_directories():
+                name = PinTree.scope_name(directory)
+                links.detach_all(directory)
+                removal.removed.append(f"hooks of cgroup {name}")
+            links.detach_all(self.tree.agent_links)
+            mounted_by_us = self.tree.is_marked(_MARK_MOUNTED)
+            cgroup_by_us = self.tree.is_marked(_MARK_CGROUP)
+            for path in sorted(self.tree.root.iterdir()):
+                bpffs.remove_tree(path)
+                removal.removed.append(str(path))
+            if agent_cgroup and cgroup_by_us and not agent_cgroup.remove():
+                removal.left.append(
+                    f"cgroup {agent_cgroup.name}: processes "
+                    f"{', '.join(map(str, agent_cgroup.processes()))} are still in it"
+                )
+            shutil.rmtree(self.tree.root)
+        bpffs.unmount_if_ours(Path("/sys/fs/bpf"), ours=mounted_by_us)
+        return removal
+
+    def _switch_off(self) -> None:
+        if self.is_installed() and (self.tree.maps / "cfg").exists():
+            with self.maps() as maps:
+                maps.set_flags(CfgFlag.ENABLED, on=False)
+
+    def _agent_cgroup(self) -> Cgroup | None:
+        if not self.is_installed() or not (self.tree.maps / "cfg").exists():
+            return None
+        with self.maps() as maps:
+            cgroup_id = int(maps.cfg.agent_cgroup_id)
+        return cgroup.find_by_id(cgroup_id) if cgroup_id else None
+
+
+def refuse_dangerous(scope: Cgroup) -> None:
+    """Raise `Refused` when a scope holds the way into the node, or ourselves."""
+    for pid in scope.processes():
+        if pid == os.getpid():
+            raise Refused(f"cgroup {scope.name}: holds this very process; --force to insist")
+        try:
+            name = psutil.Process(pid).name()
+        except psutil.NoSuchProcess:
+            continue
+        if name in _NEVER_SCOPED:
+            raise Refused(
+                f"cgroup {scope.name}: holds {name} (process {pid}); choose a smaller one, "
+                "such as the unit's own, or --force to insist"
+            )

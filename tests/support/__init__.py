@@ -1,0 +1,1 @@
+"""What the tests and the demo share: nodes made of namespaces, processes, servers."""
