@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Make this checkout ready to build and test: Debian packages, the private Python
+# environment in .venv, and the Node client of the end-to-end tests. Installs only what is
+# missing and takes about a second when nothing is.
+#
+# MOA_SKIP_SYSTEM=1 leaves the system's packages alone (they are then yours to provide).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+debian_packages=(
+    bpftool clang clang-format gcc git iproute2 jq libbpf-dev libbpf1 libc6-dev libhiredis-dev
+    llvm make nftables php-cli php-redis python3-venv redis-server redis-tools shellcheck
+)
+policy=/usr/sbin/policy-rc.d
+policy_saved=$policy.before-moa-setup
+policy_mark="moa-interceptor setup"
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+node_is_recent() {
+    command -v npm >/dev/null && command -v node >/dev/null &&
+        [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 18 ]
+}
+
+missing_packages() {
+    local package status
+    for package in "${debian_packages[@]}"; do
+        status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
+        [ "$status" = installed ] || printf '%s\n' "$package"
+    done
+    node_is_recent || printf '%s\n' nodejs npm
+}
+
+restore_policy() {
+    if [ -e "$policy_saved" ]; then
+        mv -f "$policy_saved" "$policy"
+    elif grep -qs "$policy_mark" "$policy"; then
+        rm -f "$policy"
+    fi
+}
+
+# Debian starts a daemon as soon as its package is configured; the tests start their own
+# redis-server on a free port, and one on 6379 is nobody's wish. invoke-rc.d asks policy-rc.d
+# first. A policy of the machine's own is put aside and comes back on every way out; after a
+# kill -9 the next run brings it back.
+forbid_service_starts() {
+    restore_policy
+    trap restore_policy EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    if [ -e "$policy" ]; then
+        cp --preserve=all --no-dereference "$policy" "$policy_saved.tmp"
+        mv "$policy_saved.tmp" "$policy_saved"
+        rm -f "$policy"
+    fi
+    printf '#!/bin/sh\n# %s: no service starts while packages are installed\nexit 101\n' \
+        "$policy_mark" >"$policy"
+    chmod 755 "$policy"
+}
+
+install_packages() {
+    local missing redis_is_new=no
+    command -v dpkg-query >/dev/null ||
+        fail "no dpkg-query: this is not Debian or Ubuntu; provide ${debian_packages[*]}, node >= 18 and npm, then run MOA_SKIP_SYSTEM=1 make setup"
+    mapfile -t missing < <(missing_packages)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    [ "$(id -u)" = 0 ] ||
+        fail "missing Debian packages: ${missing[*]}; install them as root, or run make setup as root"
+    say "installing Debian packages: ${missing[*]}"
+    [[ " ${missing[*]} " != *" redis-server "* ]] || redis_is_new=yes
+    forbid_service_starts
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -qq -o DPkg::Lock::Timeout=300 update
+    apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --yes \
+        --no-install-recommends "${missing[@]}" >/dev/null
+    # Not started now, and not at the next boot either.
+    if [ "$redis_is_new" = yes ] && command -v systemctl >/dev/null; then
+        systemctl --quiet disable redis-server.service 2>/dev/null || true
+    fi
+    restore_policy
+    trap - EXIT INT TERM
+}
+
+find_python() {
+    local python
+    for python in python3 /usr/bin/python3; do
+        if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+            2>/dev/null; then
+            printf '%s\n' "$python"
+            return 0
+        fi
+    done
+    return 1
+}
+
+version_of() {
+    if command -v "$1" >/dev/null; then "$1" -V 2>&1; else echo "not there"; fi
+}
+
+make_venv() {
+    local python stamp
+    stamp=.venv/.ready-$(cat requirements-dev.lock pyproject.toml .ci/setup.sh | sha256sum | cut -c -16)
+    if [ -e "$stamp" ] && .venv/bin/python -c 'import pytest' 2>/dev/null; then
+        return 0
+    fi
+    if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python=$(find_python) ||
+            fail "no python >= 3.11 with venv: tried python3 ($(version_of python3)) and /usr/bin/python3 ($(version_of /usr/bin/python3)); install python3.11 and python3.11-venv"
+        say "making .venv with $python"
+        "$python" -m venv --clear .venv
+    fi
+    say "installing requirements-dev.lock into .venv"
+    .venv/bin/python -m pip -qq --disable-pip-version-check install \
+        --no-deps --require-hashes --requirement requirements-dev.lock
+    .venv/bin/python -m pip -qq --disable-pip-version-check install \
+        --no-deps --no-build-isolation --editable .
+    # -I: a module of the caller's, in PYTHONPATH or beside the script, can never stand in
+    # for ours (docs/adr/0003-top-level-names-and-private-environment.md).
+    sed -i '1s/ -I$//; 1s/$/ -I/' .venv/bin/moactl .venv/bin/moa-agent
+    rm -f .venv/.ready-*
+    touch "$stamp"
+}
+
+install_node_client() {
+    local stamp
+    stamp=node_modules/.ready-$(sha256sum tests/e2e/node/package-lock.json | cut -c -16)
+    (
+        cd tests/e2e/node
+        [ ! -e "$stamp" ] || exit 0
+        say "installing the Node client of the end-to-end tests"
+        npm ci --silent --ignore-scripts --no-audit --no-fund
+        touch "$stamp"
+    )
+}
+
+# One at a time in one checkout.
+exec 9<.
+flock 9
+
+[ "${MOA_SKIP_SYSTEM:-}" = 1 ] || install_packages
+make_venv
+install_node_client

@@ -1,0 +1,56 @@
+# The targets a person calls; `make` lists them. The work is in .ci/*.sh, bpf/ and tests/.
+
+BIN := .venv/bin
+REGISTRY ?= static
+PYTEST_ARGS ?=
+
+BPF_OBJECT := interceptor/moa.bpf.o
+BPF_SOURCES := $(wildcard bpf/*.c bpf/*.h)
+MULTIARCH = $(shell gcc -print-multiarch 2>/dev/null || dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null)
+BPF_CFLAGS = -O2 -g -target bpf -Wall -Werror -I/usr/include/$(MULTIARCH)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing: Debian packages (as root), .venv, the Node test client
+	@.ci/setup.sh
+
+build: setup $(BPF_OBJECT) ## compile bpf/ into interceptor/moa.bpf.o
+
+$(BPF_OBJECT): $(BPF_SOURCES) Makefile | setup
+	clang $(BPF_CFLAGS) -c bpf/moa.bpf.c -o $@
+	llvm-strip -g $@
+
+demo: build ## show it between three network namespaces, as root; REGISTRY=static|redis
+	$(BIN)/python -m tests.demo --registry $(REGISTRY)
+
+test: build ## all tests: unit, kernel and end to end (the last two as root)
+	$(BIN)/pytest tests/unit tests/kernel tests/e2e $(PYTEST_ARGS)
+
+test-unit: setup ## tests that need no kernel feature and no root
+	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+test-kernel: build ## the BPF programs in a real kernel, as root
+	$(BIN)/pytest tests/kernel $(PYTEST_ARGS)
+
+test-e2e: build ## real clients, real servers, real agents, as root
+	$(BIN)/pytest tests/e2e $(PYTEST_ARGS)
+
+lint: setup ## every static check; changes nothing
+	@.ci/lint.sh
+
+format: setup ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	clang-format -i $(BPF_SOURCES)
+
+bench: build ## measure; results go to the terminal
+	$(BIN)/python -m tests.bench
+
+clean: ## remove what build and test made; .venv and node_modules stay
+	rm -rf $(BPF_OBJECT) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find interceptor proxy installer tests -name node_modules -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,103 @@
+"""`moactl config check|show|example`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+from pydantic import BaseModel, SecretStr
+
+from installer.cli.failure import note
+from installer.cli.output import emit
+from installer.cli.session import DEFAULT_CONFIG, Session, pass_session, shared_options
+from installer.config import ConfigError, default_toml, load
+
+
+@click.group()
+@shared_options
+def config() -> None:
+    """Check and show the configuration."""
+
+
+@config.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@shared_options
+@pass_session
+@click.pass_context
+def check(ctx: click.Context, session: Session, file: Path | None) -> None:
+    """Check FILE, or the configuration that counts; exit 1 when it cannot be used."""
+    path = file or session.config_path or Path(DEFAULT_CONFIG)
+    problems: tuple[str, ...] = ()
+    try:
+        load(path)
+    except ConfigError as error:
+        problems = error.problems
+    data = {"file": str(path), "valid": not problems, "problems": problems}
+    if session.as_json or not problems:
+        emit(session, "config.check/1", data, f"{path}: valid")
+    else:
+        for problem in problems:
+            click.echo(problem, err=True)
+        click.echo("  next: moactl config example", err=True)
+    ctx.exit(1 if problems else 0)
+
+
+@config.command()
+@shared_options
+@pass_session
+def show(session: Session) -> None:
+    """Show every value that counts, as TOML; what is secret is shown as ***."""
+    sections = plain(session.config())
+    file = session.config_file
+    if file is None and not session.as_json:
+        note(f"{DEFAULT_CONFIG} does not exist: these are the built-in defaults")
+    data = {"file": str(file) if file else None, "config": sections}
+    emit(session, "config.show/1", data, _toml(sections))
+
+
+@config.command()
+@shared_options
+@pass_session
+def example(session: Session) -> None:
+    """Print a complete example with every key, its meaning, bounds and default."""
+    text = default_toml()
+    emit(session, "config.example/1", {"toml": text}, text.rstrip("\n"))
+
+
+def plain(section: BaseModel) -> dict[str, Any]:
+    """A configuration as JSON values, without its secrets."""
+    return {name: _plain(getattr(section, name)) for name in type(section).model_fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return plain(value)
+    if isinstance(value, SecretStr):
+        return _without_secrets(value.get_secret_value())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _without_secrets(url: str) -> str:
+    """A URL with everything left out that may hold a password."""
+    parts = urlsplit(url)
+    at = "***@" if "@" in parts.netloc else ""
+    options = "?***" if parts.query or parts.fragment else ""
+    return f"{parts.scheme}://{at}{parts.netloc.rpartition('@')[2]}{parts.path}{options}"
+
+
+def _toml(sections: dict[str, Any]) -> str:
+    lines = []
+    for name, values in sections.items():
+        lines += ["", f"[{name}]"]
+        for key, value in values.items():
+            if value is None:
+                lines.append(f"# {key} is not set")
+            else:
+                # Booleans, integers, strings and lists of them are written as in JSON.
+                lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines[1:])

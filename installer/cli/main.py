@@ -1,0 +1,49 @@
+"""The root of `moactl`: which commands there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from installer.cli.failure import told_plainly
+from installer.cli.lazy import Lazy, LazyGroup
+from installer.cli.session import shared_options
+
+_HERE = "installer.cli"
+
+COMMANDS = {
+    "status": Lazy(f"{_HERE}.status", "status", "Show the node's interception and its agent."),
+    "mesh": Lazy(f"{_HERE}.mesh", "mesh", "Switch interception on and off."),
+    "conns": Lazy(f"{_HERE}.conns", "conns", "List the connections that the agent carries."),
+    "tap": Lazy(f"{_HERE}.tap", "tap", "Show the kernel's decisions as they happen."),
+    "service": Lazy(f"{_HERE}.service", "service", "Look at services and change them."),
+    "registry": Lazy(f"{_HERE}.registry", "registry", "Look at the registry."),
+    "config": Lazy(f"{_HERE}.config", "config", "Check and show the configuration."),
+    "doctor": Lazy(f"{_HERE}.doctor", "doctor", "Say what is wrong here and what to do."),
+    "agent": Lazy(f"{_HERE}.agent", "agent", "Run the agent."),
+    "uninstall": Lazy(f"{_HERE}.uninstall", "uninstall", "Take everything out of the kernel."),
+    "version": Lazy(f"{_HERE}.version", "version", "Show versions."),
+}
+
+
+class _Root(LazyGroup):
+    def invoke(self, ctx: click.Context) -> Any:
+        with told_plainly():
+            return super().invoke(ctx)
+
+
+@click.group(
+    cls=_Root,
+    commands_by_name=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit code: 0 done, 1 failed, 2 wrong usage. Every command takes -o json.",
+)
+@shared_options
+def root() -> None:
+    """MOA Interceptor on this node."""
+
+
+def main() -> None:
+    """The entry point."""
+    root.main(prog_name="moactl")

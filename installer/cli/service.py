@@ -1,0 +1,177 @@
+"""`moactl service list|show|register|deregister`."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import click
+
+from installer.cli import registry_access
+from installer.cli.failure import Failure, note
+from installer.cli.output import Table, duration, emit
+from installer.cli.session import Session, pass_session, shared_options
+from installer.client import AgentNotRunning
+from proxy.core.model import ANY_GROUP, DEFAULT_WEIGHT, Address, Instance, ServiceKey
+from proxy.registry.keys import BadServiceName, check_name
+from proxy.registry.member import BadMember, format_member, parse_address
+
+_group_option = click.option(
+    "--group", default=ANY_GROUP, metavar="GROUP", help="[default: *, the set of every group]"
+)
+
+
+@click.group()
+@shared_options
+def service() -> None:
+    """Look at services and change them.
+
+    NAME is a service's URI, as /service/demo. `list` and `show` ask the agent, which also knows
+    each instance's health, and the registry itself when no agent runs.
+    """
+
+
+@service.command("list")
+@shared_options
+@pass_session
+def list_services(session: Session) -> None:
+    """List the services."""
+    source, services = _services(session)
+    rows = [(s["uri"], s["group"], len(s["instances"]), _usable(s)) for s in services]
+    table = Table(("NAME", "GROUP", "INSTANCES", "USABLE"), rows, empty="no services")
+    emit(session, "service.list/1", {"source": source, "services": services}, table)
+
+
+@service.command()
+@click.argument("name")
+@shared_options
+@pass_session
+def show(session: Session, name: str) -> None:
+    """Show the instances of NAME; NAME#GROUP shows one group."""
+    uri, _, group = name.partition("#")
+    source, services = _services(session)
+    found = [s for s in services if s["uri"] == uri and (not group or s["group"] == group)]
+    if not found:
+        raise Failure(f"service {name}: the {source} knows none of that name", "moactl service list")
+    rows = [(s["group"], *_instance_row(i)) for s in found for i in s["instances"]]
+    headings = ("GROUP", "ADDRESS", "WEIGHT", "ZONE", "PRE", "PROTOCOLS", "HEALTH", "IN FLIGHT")
+    table = Table(headings, rows, title=uri, empty="no instances")
+    emit(session, "service.show/1", {"source": source, "services": found}, table)
+
+
+@service.command()
+@click.argument("name")
+@click.argument("hostport", metavar="HOST:PORT")
+@click.option("--weight", type=int, default=DEFAULT_WEIGHT, show_default=True)
+@click.option("--zone", default="", help="Preferred by callers of this zone.")
+@click.option("--proto", multiple=True, default=("resp",), help="May repeat. [default: resp]")
+@click.option("--pre", is_flag=True, help="Only for pre-release callers.")
+@_group_option
+@shared_options
+@pass_session
+def register(
+    session: Session, name: str, hostport: str, weight: int, zone: str, proto: tuple[str, ...],
+    pre: bool, group: str,
+) -> None:  # fmt: skip
+    """Enter the instance HOST:PORT of NAME, in place of any other with that address."""
+    key, address = _key(name, group), _address(hostport)
+    instance = Instance(address, protocols=proto, weight=weight, zone=zone, pre=pre)
+    try:
+        member = format_member(instance)
+    except BadMember as error:
+        _usage(error)
+    config = session.config()
+    registry_access.register(config, key, instance)
+    data = {
+        "uri": key.uri, "group": key.group, "address": str(address), "member": member,
+        "registry": registry_access.source_of(config),
+    }  # fmt: skip
+    emit(session, "service.register/1", data, f"registered {member} for {key}")
+
+
+@service.command()
+@click.argument("name")
+@click.argument("hostport", metavar="HOST:PORT")
+@_group_option
+@shared_options
+@pass_session
+def deregister(session: Session, name: str, hostport: str, group: str) -> None:
+    """Take the instance HOST:PORT of NAME out; not an error when it is not there."""
+    key, address = _key(name, group), _address(hostport)
+    config = session.config()
+    registry_access.deregister(config, key, address)
+    data = {
+        "uri": key.uri, "group": key.group, "address": str(address),
+        "registry": registry_access.source_of(config),
+    }  # fmt: skip
+    emit(session, "service.deregister/1", data, f"{address} is not registered for {key} any more")
+
+
+def _key(name: str, group: str) -> ServiceKey:
+    parsed = ServiceKey.parse(name)
+    if "#" in name and group != ANY_GROUP:
+        raise click.UsageError("say the group once: NAME#GROUP or --group")
+    key = parsed if "#" in name else ServiceKey(name, group or ANY_GROUP)
+    try:
+        check_name(key)
+    except BadServiceName as error:
+        _usage(error)
+    return key
+
+
+def _address(hostport: str) -> Address:
+    try:
+        return parse_address(hostport)
+    except BadMember as error:
+        _usage(error)
+
+
+def _usage(error: ValueError) -> NoReturn:
+    raise click.UsageError(str(error)) from error
+
+
+def _services(session: Session) -> tuple[str, list[dict[str, Any]]]:
+    """Where from, and the services as in the agent's `/v1/services`, in the order of names."""
+    try:
+        source, services = "agent", session.client().services().get("services", [])
+    except AgentNotRunning as error:
+        if not session.as_json:
+            note(f"{error}; this is from the registry itself, without health")
+        source, services = "registry", _from_registry(session)
+    return source, sorted(services, key=lambda s: (s["uri"], s["group"]))
+
+
+def _from_registry(session: Session) -> list[dict[str, Any]]:
+    snapshot = registry_access.read(session.config())
+    return [
+        {"uri": key.uri, "group": key.group, "instances": [_instance(i) for i in instances]}
+        for key, instances in snapshot.instances_by_key.items()
+    ]
+
+
+def _instance(instance: Instance) -> dict[str, Any]:
+    return {
+        "address": str(instance.address),
+        "weight": instance.weight,
+        "zone": instance.zone,
+        "pre": instance.pre,
+        "protocols": list(instance.protocols),
+        "timeout_ms": instance.timeout_ms,
+        "app": instance.app,
+        "health": None,
+        "in_flight": None,
+    }
+
+
+def _instance_row(instance: dict[str, Any]) -> tuple[object, ...]:
+    names = ("address", "weight", "zone", "pre", "protocols")
+    health = instance.get("health") or {}
+    state = health.get("state")
+    until_s = health.get("until_s")
+    if until_s:
+        state = f"{state}, {duration(until_s)} more"
+    return (*(instance.get(name) for name in names), state, instance.get("in_flight"))
+
+
+def _usable(entry: dict[str, Any]) -> object:
+    states = [(i.get("health") or {}).get("state") for i in entry["instances"]]
+    return None if None in states else sum(state != "ejected" for state in states)

@@ -1,0 +1,125 @@
+"""`moactl uninstall`: takes everything of ours away, from the pins alone."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from installer import node_state
+from installer.cli.failure import Failure, note
+from installer.cli.output import emit
+from installer.cli.session import Session, pass_session, shared_options
+from installer.client import AgentClient, AgentError
+from installer.config import Config
+from interceptor.errors import InterceptorError
+from interceptor.node import Node
+
+
+@dataclass(slots=True)
+class _Report:
+    removed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    agent_pids: list[int] = field(default_factory=list)
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@shared_options
+@pass_session
+def uninstall(session: Session, yes: bool) -> None:
+    """Take everything out of the kernel and remove what the agent wrote.
+
+    Needs no agent and no valid configuration, and may be repeated. Services are not touched:
+    their new connections go straight. The configuration file stays.
+    """
+    config = _config_or_defaults(session)
+    node = Node(session.root or config.bpf.root)
+    if not yes:
+        _ask(node)
+    report = _Report(agent_pids=_running_agents(node, config))
+    removal = node.uninstall()
+    report.removed += removal.removed
+    report.left += removal.left
+    if not report.agent_pids:
+        _remove_files(config, report)
+    _say_what_stays(session, report)
+    emit(
+        session, "uninstall/1",
+        {"removed": report.removed, "left": report.left, "agent_pids": report.agent_pids},
+        *_sentences(report, node),
+    )  # fmt: skip
+
+
+def _config_or_defaults(session: Session) -> Config:
+    try:
+        return session.config()
+    except Failure as failure:
+        note(f"{failure.message}\nnote: going on with the built-in defaults; see --root")
+        return Config()
+
+
+def _ask(node: Node) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("stdin is not a terminal to ask on; say --yes")
+    question = f"Take interception at {node.tree.root} out of this node?"
+    click.confirm(question, abort=True, err=True)
+
+
+def _running_agents(node: Node, config: Config) -> list[int]:
+    """Whoever the pins or the control socket say is an agent; asked before the pins go."""
+    pids: set[int] = set()
+    with suppress(InterceptorError):  # half of an installation names nobody
+        state = node_state.read(node)
+        pids.update(state.agent_pids if state else ())
+    with suppress(AgentError):
+        pid = AgentClient.of(config.agent.runtime_dir).status().get("pid")
+        pids.update([pid] if isinstance(pid, int) else [])
+    return sorted(pids)
+
+
+def _remove_files(config: Config, report: _Report) -> None:
+    """What an agent leaves when it is killed; directories only when nothing else is in them."""
+    agent = config.agent
+    for path in (AgentClient.of(agent.runtime_dir).socket_path, config.last_known_path):
+        _remove(path, report)
+    for directory in (agent.runtime_dir, agent.state_dir):
+        with suppress(FileNotFoundError):
+            try:
+                directory.rmdir()
+            except OSError:
+                report.left += [str(path) for path in sorted(directory.iterdir())]
+            else:
+                report.removed.append(str(directory))
+
+
+def _remove(path: Path, report: _Report) -> None:
+    try:
+        path.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    report.removed.append(str(path))
+
+
+def _say_what_stays(session: Session, report: _Report) -> None:
+    file = session.config_file
+    if file is not None and file.exists():
+        report.left.append(str(file))
+
+
+def _sentences(report: _Report, node: Node) -> list[str]:
+    if report.removed:
+        lines = [f"removed  {text}" for text in report.removed]
+    else:
+        lines = [f"nothing was installed at {node.tree.root}"]
+    lines += [f"left     {text}" for text in report.left]
+    if report.agent_pids:
+        pids = " ".join(map(str, report.agent_pids))
+        lines.append(
+            f"running  the agent (process {pids}): it intercepts nothing any more; stop it with "
+            f"`kill {pids}` or its unit, then run moactl uninstall again for its files"
+        )
+    return lines

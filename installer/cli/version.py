@@ -1,0 +1,36 @@
+"""`moactl version`."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version as distribution_version
+
+import click
+
+from installer.cli.output import Facts, emit
+from installer.cli.session import Session, pass_session, shared_options
+from interceptor import libbpf
+from interceptor.abi import ABI_VERSION
+from interceptor.errors import InterceptorError
+
+
+@click.command()
+@shared_options
+@pass_session
+def version(session: Session) -> None:
+    """Show versions."""
+    data = {
+        "version": distribution_version("moa-interceptor"),
+        "abi": ABI_VERSION,
+        "python": platform.python_version(),
+        "libbpf": _libbpf_version(),
+        "kernel": platform.release(),
+    }
+    emit(session, "version/1", data, Facts([(name, value) for name, value in data.items()]))
+
+
+def _libbpf_version() -> str | None:
+    try:
+        return libbpf.version()
+    except InterceptorError:
+        return None

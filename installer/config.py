@@ -1,0 +1,142 @@
+"""The configuration of one node: a TOML file, read once, checked whole, and never changed.
+
+Unknown keys are refused, every size and time has bounds, and each problem is one line that
+names the file, the key, what was expected and what was seen.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from installer.config_errors import ConfigError, ContradictionError, Problem, problem_lines
+from installer.config_example import render_example
+from installer.config_sections import (
+    Agent,
+    Bpf,
+    Inbound,
+    Limits,
+    Node,
+    Registry,
+    Routing,
+    Scope,
+    Section,
+)
+
+__all__ = ["DEFAULT_PATH", "MAX_FILE_BYTES", "Config", "ConfigError", "default_toml", "load"]
+
+DEFAULT_PATH = Path("/etc/moa/agent.toml")
+
+MAX_FILE_BYTES = 1 << 20
+
+
+class Config(Section):
+    """One node's configuration; every section may be left out."""
+
+    node: Node = Field(default_factory=Node)
+    agent: Agent = Field(default_factory=Agent)
+    bpf: Bpf = Field(default_factory=Bpf)
+    scope: Scope = Field(default_factory=Scope)
+    inbound: Inbound = Field(default_factory=Inbound)
+    registry: Registry = Field(default_factory=Registry)
+    routing: Routing = Field(default_factory=Routing)
+    limits: Limits = Field(default_factory=Limits)
+
+    @property
+    def last_known_path(self) -> Path:
+        """Where the last known services are kept."""
+        return self.registry.last_known or self.agent.state_dir / "registry.json"
+
+    @model_validator(mode="after")
+    def _values_stand_together(self) -> Config:
+        problems = [*_port_problems(self), *_time_problems(self), *_scope_problems(self)]
+        if self.registry.kind == "redis" and self.registry.url is None:
+            problems.append(Problem("registry.url", 'a value, as registry.kind is "redis"'))
+        if problems:
+            raise ContradictionError(problems)
+        return self
+
+
+def load(path: Path) -> Config:
+    """Read and check the file at `path`; blocks on the disk.
+
+    Raises ConfigError with one line for each problem, also when the file cannot be read.
+    """
+    document = _read_toml(path)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        # Not chained: the cause carries the values, and one of them may be a password.
+        raise ConfigError(problem_lines(error, Config, str(path))) from None
+
+
+def default_toml() -> str:
+    """A complete example: every key with its meaning, its bounds and its default."""
+    return render_example(Config, f"MOA Interceptor, one node's configuration: {DEFAULT_PATH}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror or error}"]) from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError([f"{path}: expected at most {MAX_FILE_BYTES} bytes, saw more"])
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: expected UTF-8, saw another byte at {error.start}"]) from None
+    except ValueError as error:  # a TOMLDecodeError, or a number of thousands of digits
+        raise ConfigError([f"{path}: not TOML: {error}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: not usable TOML: nested too deeply"]) from None
+
+
+def _port_problems(config: Config) -> Iterator[Problem]:
+    agent = config.agent
+    if agent.inbound_port == agent.outbound_port:
+        expected = "another port than agent.outbound_port"
+        yield Problem("agent.inbound_port", expected, agent.inbound_port)
+    for port, count in Counter(config.inbound.ports).items():
+        if count > 1:
+            yield Problem("inbound.ports", "each port once", port)
+        if port in (agent.inbound_port, agent.outbound_port):
+            yield Problem("inbound.ports", "no port of the agent's own", port)
+
+
+def _time_problems(config: Config) -> Iterator[Problem]:
+    heartbeat_ms, limits, routing = config.agent.heartbeat_ms, config.limits, config.routing
+    if config.bpf.heartbeat_max_age_ms < 2 * heartbeat_ms:
+        # One late beat on a busy node must not turn the mesh off.
+        yield Problem(
+            "bpf.heartbeat_max_age_ms",
+            f"at least twice agent.heartbeat_ms ({heartbeat_ms})",
+            config.bpf.heartbeat_max_age_ms,
+        )
+    if routing.connect_timeout_ms > routing.timeout_ms:
+        yield Problem(
+            "routing.connect_timeout_ms",
+            f"at most routing.timeout_ms ({routing.timeout_ms})",
+            routing.connect_timeout_ms,
+        )
+    if limits.idle_ping_s >= limits.idle_close_s:
+        yield Problem(
+            "limits.idle_ping_s",
+            f"less than limits.idle_close_s ({limits.idle_close_s})",
+            limits.idle_ping_s,
+        )
+
+
+def _scope_problems(config: Config) -> Iterator[Problem]:
+    if config.agent.cgroup == "/":
+        yield Problem("agent.cgroup", "a cgroup of the agent's own, not the root", "/")
+    own = PurePosixPath(config.agent.cgroup)
+    for index, cgroup in enumerate(config.scope.cgroups):
+        if cgroup != "/" and PurePosixPath(cgroup).is_relative_to(own):
+            yield Problem(f"scope.cgroups[{index}]", "nothing of agent.cgroup", cgroup)

@@ -1,0 +1,107 @@
+"""A node's interception as its pins show it, whether an agent runs or not."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from installer import bypass
+from installer.bypass import Bypassing, DestinationIndex, Intercepted
+from interceptor import cgroup
+from interceptor.abi import Cfg, CfgFlag
+from interceptor.cgroup import Cgroup
+from interceptor.errors import InterceptorError
+from interceptor.maps import Maps
+from interceptor.node import Node, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The agent's pulse; `age_s` is None when there never was one."""
+
+    age_s: float | None
+    max_age_s: float
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the kernel takes it for a live agent's."""
+        return self.age_s is not None and self.age_s <= self.max_age_s
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What is pinned; ports are in host order, counters count since the maps were made."""
+
+    enabled: bool
+    shadow: bool
+    generation: int
+    heartbeat: Heartbeat
+    outbound_port: int
+    inbound_port: int
+    agent_cgroup: str | None
+    agent_pids: tuple[int, ...]
+    listeners: tuple[str, ...]
+    in_ports: tuple[int, ...]
+    included: int
+    excluded: int
+    scopes: tuple[Scope, ...]
+    counters: dict[str, int]
+    bypassing: tuple[Bypassing, ...] = field(default=())
+
+    @property
+    def serves(self) -> bool:
+        """Whether new connections would reach an agent."""
+        return self.enabled and self.heartbeat.fresh and bool(self.listeners)
+
+
+def read(node: Node) -> Installed | None:
+    """The node's state now; None when nothing is installed. Needs root.
+
+    Raises InterceptorError, also when what is pinned is only half of an installation.
+    """
+    if not node.is_installed():
+        return None
+    try:
+        with node.maps() as maps:
+            return _read(node, maps)
+    except (KeyError, FileNotFoundError) as error:
+        raise InterceptorError(
+            f"{node.tree.current}: is incomplete, {error} is missing; "
+            "moactl uninstall removes it, moactl agent run makes it anew"
+        ) from error
+
+
+def _read(node: Node, maps: Maps) -> Installed:
+    cfg = maps.cfg
+    agent = cgroup.find_by_id(cfg.agent_cgroup_id) if cfg.agent_cgroup_id else None
+    scopes = tuple(node.scopes())
+    include, exclude = maps.destinations("include"), maps.destinations("exclude")
+    own_ports = frozenset((int(cfg.outbound_port), int(cfg.inbound_port)))
+    intercepted = Intercepted(DestinationIndex(include), DestinationIndex(exclude), own_ports)
+    return Installed(
+        enabled=bool(cfg.flags & CfgFlag.ENABLED),
+        shadow=bool(cfg.flags & CfgFlag.SHADOW),
+        generation=int(cfg.generation),
+        heartbeat=_heartbeat(maps, cfg),
+        outbound_port=int(cfg.outbound_port),
+        inbound_port=int(cfg.inbound_port),
+        agent_cgroup=agent.name if agent else None,
+        agent_pids=_pids(agent),
+        listeners=tuple(slot.name.lower() for slot in maps.listeners()),
+        in_ports=tuple(sorted(maps.in_ports())),
+        included=len(include),
+        excluded=len(exclude),
+        scopes=scopes,
+        counters={reason.name.lower(): count for reason, count in maps.counters().items()},
+        bypassing=bypass.find([s.cgroup for s in scopes if s.state == "attached"], intercepted),
+    )
+
+
+def _heartbeat(maps: Maps, cfg: Cfg) -> Heartbeat:
+    beat_ns = maps.last_beat_ns()
+    age_s = (time.monotonic_ns() - beat_ns) / 1e9 if beat_ns else None
+    return Heartbeat(age_s, cfg.heartbeat_max_age_ns / 1e9)
+
+
+def _pids(agent: Cgroup | None) -> tuple[int, ...]:
+    return tuple(sorted(agent.processes())) if agent else ()

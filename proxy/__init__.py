@@ -1,0 +1,1 @@
+"""The data path: codecs (`wire`), decisions (`core`), sockets (`net`), registries, control, obs."""

@@ -1,0 +1,312 @@
+"""The proxy put together: listeners, sessions, routing, the registry, and a gate to the kernel.
+
+Knows of interception only what `Gate` says, so that any way of turning traffic here will do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import random
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from proxy.core.dispatch import Dialled, Verdict, judge_inbound, judge_outbound
+from proxy.core.model import Address, ServiceTable
+from proxy.core.routing import Router
+from proxy.net.forward import Forwarder, ForwardSettings
+from proxy.net.listener import Acceptor
+from proxy.net.session import Direction, Mode, Peer, Session, SessionSettings
+from proxy.net.sockets import (
+    LOOP_GUARD4,
+    LOOP_GUARD6,
+    address_of,
+    open_listener,
+    original_destination,
+)
+from proxy.obs.metrics import Metrics
+from proxy.registry.base import Registry
+from proxy.wire.redis_server import Counters, SessionState
+from proxy.wire.resp import Command
+
+_REOPEN_SHARE = 0.9
+"""A full agent takes traffic again below this share of its connections."""
+
+log = structlog.get_logger("proxy")
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The listening sockets, owned by the app; `*6` are None on a node without IPv6."""
+
+    outbound4: socket.socket
+    outbound6: socket.socket | None
+    inbound4: socket.socket
+    inbound6: socket.socket | None
+
+    def all(self) -> list[socket.socket]:
+        found = (self.outbound4, self.outbound6, self.inbound4, self.inbound6)
+        return [sock for sock in found if sock is not None]
+
+
+class Gate(Protocol):
+    """What turns traffic to the listeners, and lets it pass when told to."""
+
+    def open(self, listeners: Listeners) -> None:
+        """Turn new connections to these sockets."""
+
+    def shut(self) -> None:
+        """Let new connections pass, at once; what is established stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppSettings:
+    """What the proxy needs of a node's configuration."""
+
+    outbound_port: int
+    inbound_port: int
+    max_connections: int
+    session: SessionSettings
+    forward: ForwardSettings
+    zone: str
+    default_group: str
+    pre: bool
+
+
+class ProxyApp:
+    """Serves connections between `start` and `drain`."""
+
+    def __init__(
+        self,
+        settings: AppSettings,
+        registry: Registry,
+        gate: Gate,
+        is_local: Callable[[Address], bool],
+        rand: random.Random | None = None,
+    ) -> None:
+        """`is_local`: whether an address is this node's and its port steered to the agent."""
+        self.settings = settings
+        self.registry = registry
+        self.metrics = Metrics()
+        self.sessions: dict[int, Session] = {}
+        self._loop = asyncio.get_running_loop()
+        self._gate = gate
+        self._is_local = is_local
+        self._ids = itertools.count(1)
+        self._counters = Counters()
+        self._shut = False
+        self._draining = False
+        self._empty = asyncio.Event()
+        router = Router(
+            zone=settings.zone, default_group=settings.default_group, pre=settings.pre
+        )
+        self.forwarder = Forwarder(
+            self._loop,
+            settings.forward,
+            router,
+            self.metrics,
+            rand or random.Random(),
+            self._source_for,
+        )
+        self.listeners: Listeners | None = None
+        self._acceptors: list[Acceptor] = []
+
+    def start(self) -> None:
+        """Listen and open the gate; raises `OSError` that names the address that is taken."""
+        self.forwarder.update(self.registry.table)
+        self.registry.subscribe(self._on_table)
+        self.listeners = self._listen()
+        accept: dict[socket.socket | None, Callable[[socket.socket], None]] = {
+            self.listeners.outbound4: self._on_outbound,
+            self.listeners.outbound6: self._on_outbound,
+            self.listeners.inbound4: self._on_inbound,
+            self.listeners.inbound6: self._on_inbound,
+        }
+        for sock, on_accept in accept.items():
+            if sock is not None:
+                acceptor = Acceptor(self._loop, sock, on_accept, self._on_full)
+                acceptor.start()
+                self._acceptors.append(acceptor)
+        self._gate.open(self.listeners)
+
+    def _listen(self) -> Listeners:
+        outbound, inbound = self.settings.outbound_port, self.settings.inbound_port
+        opened: list[socket.socket] = []
+        try:
+            for host, port in (("127.0.0.1", outbound), ("127.0.0.1", inbound)):
+                opened.append(open_listener(Address(host, port)))
+        except OSError:
+            for sock in opened:
+                sock.close()
+            raise
+        return Listeners(
+            outbound4=opened[0],
+            outbound6=_listen_if_possible(Address("::1", outbound)),
+            inbound4=opened[1],
+            inbound6=_listen_if_possible(Address("::1", inbound)),
+        )
+
+    def _on_table(self, table: ServiceTable) -> None:
+        self.forwarder.update(table)
+
+    def _source_for(self, address: Address) -> str | None:
+        """A service of this node is reached without the detour over our own inbound side."""
+        if not self._is_local(address):
+            return None
+        return LOOP_GUARD6 if ":" in address.host else LOOP_GUARD4
+
+    # Connections
+
+    def _on_outbound(self, sock: socket.socket) -> None:
+        original = original_destination(sock)
+        if original is not None and self._is_own(original):
+            original = None
+        self._serve(sock, Direction.OUTBOUND, original, source=None)
+
+    def _is_own(self, address: Address) -> bool:
+        ports = (self.settings.outbound_port, self.settings.inbound_port)
+        return address.port in ports and address.host.startswith(("127.", "::1"))
+
+    def _on_inbound(self, sock: socket.socket) -> None:
+        original: Address | None = address_of(sock.getsockname())
+        if original is not None and self._is_own(original):
+            original = None
+        source = LOOP_GUARD6 if sock.family == socket.AF_INET6 else LOOP_GUARD4
+        self._serve(sock, Direction.INBOUND, original, source)
+
+    def _serve(
+        self,
+        sock: socket.socket,
+        direction: Direction,
+        original: Address | None,
+        source: str | None,
+    ) -> None:
+        try:
+            client = address_of(sock.getpeername())
+        except OSError:
+            sock.close()  # It has left already.
+            return
+        number = next(self._ids)
+        peer = Peer(
+            direction=direction,
+            client=client,
+            original=original,
+            original_is_instance=original in self.forwarder.table.addresses,
+            source=source,
+        )
+        session = Session(
+            sock,
+            peer,
+            self.settings.session,
+            self.forwarder,
+            self._judge_outbound if direction is Direction.OUTBOUND else _judge_inbound,
+            SessionState(number, self._counters, peer=str(client), local=str(original or "")),
+            lambda _session: self._on_session_end(number),
+        )
+        self.metrics.accepted += 1
+        self._counters.connections += 1
+        self.sessions[number] = session
+        session.start()
+        if len(self.sessions) >= self.settings.max_connections:
+            self._on_full()
+
+    def _judge_outbound(self, command: Command, session: Session) -> Verdict:
+        self._counters.recv += 1
+        return judge_outbound(
+            command,
+            self.forwarder.table,
+            Dialled(session.peer.original is not None, session.peer.original_is_instance),
+            spoke_moa=session.spoke_moa,
+            state=session.state,
+        )
+
+    def _on_session_end(self, number: int) -> None:
+        del self.sessions[number]
+        self._counters.connections -= 1
+        if not self.sessions:
+            self._empty.set()
+        limit = _REOPEN_SHARE * self.settings.max_connections
+        if self._shut and not self._draining and len(self.sessions) < limit:
+            self._reopen()
+
+    # Being full: new connections go where they would go without us
+
+    def _on_full(self) -> None:
+        self.metrics.accept_errors += 1
+        if self._shut:
+            return
+        self._shut = True
+        self.metrics.overloads += 1
+        self._gate.shut()
+        log.warning("full", connections=len(self.sessions), new_connections="go direct")
+
+    def _reopen(self) -> None:
+        if self.listeners is not None:
+            self._shut = False
+            self._gate.open(self.listeners)
+            log.info("no longer full", connections=len(self.sessions))
+
+    # The end
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let new connections pass us by, finish what is under way, then close everything."""
+        self._draining = True
+        self._gate.shut()
+        deadline_s = self._loop.time() + timeout_s
+        while self.sessions and self._loop.time() < deadline_s:
+            for session in list(self.sessions.values()):
+                if session.is_idle:
+                    session.client.close()
+            self._empty.clear()
+            try:
+                async with asyncio.timeout_at(min(deadline_s, self._loop.time() + 0.05)):
+                    await self._empty.wait()
+            except TimeoutError:
+                continue
+        self.close()
+
+    def close(self) -> None:
+        """Close everything now."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
+        for session in list(self.sessions.values()):
+            session.close()
+        self.forwarder.close()
+
+    # What can be seen from outside
+
+    def gauges(self) -> Mapping[str, float]:
+        """The sizes of things at this moment, for metrics and status."""
+        sessions = self.sessions.values()
+        return {
+            "outbound_connections": sum(
+                s.peer.direction is Direction.OUTBOUND for s in sessions
+            ),
+            "inbound_connections": sum(s.peer.direction is Direction.INBOUND for s in sessions),
+            "raw_connections": sum(s.mode is Mode.RAW for s in sessions),
+            "upstream_connections": sum(p.connections for p in self.forwarder.pools.values()),
+            "services": len(self.forwarder.table.uris),
+            "instances": len(self.forwarder.table.addresses),
+        }
+
+
+def _judge_inbound(command: Command, _session: Session) -> Verdict:
+    return judge_inbound(command)
+
+
+def _listen_if_possible(address: Address) -> socket.socket | None:
+    """A node without IPv6 has no ::1; any other refusal is an error."""
+    if not socket.has_ipv6:
+        return None
+    try:
+        return open_listener(address)
+    except OSError as e:
+        if e.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            return None
+        raise

@@ -1,0 +1,1 @@
+"""Decisions as pure functions and small state machines; time and randomness are arguments."""

@@ -1,0 +1,48 @@
+"""Deadlines: how long a request may take, and how much of that is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_TIMEOUT_S = 5.0
+
+MAX_TIMEOUT_S = 3600.0
+"""No wait on a peer is longer, whatever a member of the registry says."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Deadline:
+    """A moment on the monotonic clock; the earlier of two compares as less."""
+
+    at_s: float
+
+    @classmethod
+    def after(cls, now_s: float, timeout_s: float) -> Deadline:
+        """The deadline that is `timeout_s` away."""
+        return cls(now_s + timeout_s)
+
+    def remaining_s(self, now_s: float) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.at_s - now_s)
+
+    def expired(self, now_s: float) -> bool:
+        """Whether nothing is left."""
+        return now_s >= self.at_s
+
+
+def effective_timeout_s(
+    *,
+    request_ms: int | None = None,
+    instance_ms: int | None = None,
+    service_ms: int | None = None,
+    default_s: float = DEFAULT_TIMEOUT_S,
+) -> float:
+    """The request's own timeout, else the instance's, else the service's, else the default.
+
+    A value of 0 or less says nothing, as in the members of old services; the result is at
+    most MAX_TIMEOUT_S.
+    """
+    for timeout_ms in (request_ms, instance_ms, service_ms):
+        if timeout_ms is not None and timeout_ms > 0:
+            return min(timeout_ms / 1000, MAX_TIMEOUT_S)
+    return min(default_s, MAX_TIMEOUT_S)

@@ -1,0 +1,1 @@
+"""Sockets: listeners, upstream pools and relays. No policy is decided here."""

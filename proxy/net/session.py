@@ -1,0 +1,436 @@
+"""One client's connection: its commands in order, each with its verdict and its reply.
+
+Phases: *detecting* until the first bytes tell the protocol; *moa* while commands are judged
+one by one; *raw* once bytes are spliced to the address that was dialled. Replies leave in
+the order of the commands, whatever the order in which they become known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
+from proxy.core.model import Address
+from proxy.net.forward import Exchange, Forwarder
+from proxy.net.lane import Lane, LaneSettings
+from proxy.net.splice import Splice as SplicedPair
+from proxy.net.stream import Stream
+from proxy.net.upstream import Upstream
+from proxy.wire.detect import Protocol, detect
+from proxy.wire.moa import Ec, error_body
+from proxy.wire.redis_server import SessionState
+from proxy.wire.resp import Command, Limits, ProtocolError, RequestParser, bulk, error
+
+_QUEUED_COMMANDS = 1024
+"""Commands read ahead of the one that is served; beyond, the client is not read."""
+
+
+class Mode(StrEnum):
+    DETECTING = "detecting"
+    MOA = "moa"
+    RAW = "raw"
+
+
+class Direction(StrEnum):
+    OUTBOUND = "outbound"
+    INBOUND = "inbound"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Bounds of one client's connection; times in seconds."""
+
+    limits: Limits
+    max_pending_bytes: int
+    pipeline_depth: int
+    detect_wait_s: float
+    request_read_timeout_s: float
+    lane: LaneSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who a session is between: all that is known when a connection is accepted."""
+
+    direction: Direction
+    client: Address
+    original: Address | None
+    """The address that the client dialled; None when nobody knows it."""
+    original_is_instance: bool
+    source: str | None
+    """Where connections to `original` come from; None: the kernel chooses."""
+
+
+class _Slot:
+    """A place in the order of replies."""
+
+    __slots__ = ("exchange", "reply")
+
+    def __init__(self) -> None:
+        self.reply: bytes | None = None
+        self.exchange: Exchange | None = None
+
+
+class Session:
+    """Serves one accepted connection until it ends; `on_end` is called once."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        settings: SessionSettings,
+        forwarder: Forwarder,
+        judge: Callable[[Command, Session], Verdict],
+        state: SessionState,
+        on_end: Callable[[Session], None],
+    ) -> None:
+        self.peer = peer
+        self.state = state
+        self.mode = Mode.DETECTING
+        self.spoke_moa = False
+        self.service = ""
+        self.requests = 0
+        self.started_s = forwarder.loop.time()
+        self.client = Stream(forwarder.loop, sock)
+        self._loop: asyncio.AbstractEventLoop = forwarder.loop
+        self._settings = settings
+        self._forwarder = forwarder
+        self._metrics = forwarder.metrics
+        self._judge = judge
+        self._on_end = on_end
+        self._parser = RequestParser(settings.limits)
+        self._commands: deque[Command] = deque()
+        self._queued_bytes = 0
+        self._unread = b""
+        """Bytes that no parser has seen: before detection, and on the way to a splice."""
+        self._slots: deque[_Slot] = deque()
+        self._lane = Lane(
+            forwarder.loop,
+            peer.original,
+            peer.source,
+            settings.lane,
+            self._on_server_first,
+            self._on_lane_hangup,
+        )
+        self._spliced: SplicedPair | None = None
+        self._is_splicing = False
+        self._is_closing = False
+        self._is_pumping = False
+        self._has_ended = False
+        self._slow_timer: asyncio.TimerHandle | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
+
+    # Reading the client
+
+    def start(self) -> None:
+        """Begin to serve; calls `on_end` when it is over."""
+        self.client.on_data = self._on_client_data
+        self.client.on_eof = self._on_client_eof
+        self.client.on_close = self._on_client_close
+        self.client.on_drain = self._pump
+        if not self._expects_moa:
+            # The server may be the one that speaks first.
+            self._silence_timer = self._loop.call_later(
+                self._settings.detect_wait_s, self._lane.open
+            )
+        self.client.resume_reading()
+
+    @property
+    def _expects_moa(self) -> bool:
+        """Whether the far end of this connection is known to be a MOA server, or is nobody."""
+        return self.peer.original_is_instance or self.peer.original is None or self.spoke_moa
+
+    def _on_client_data(self, data: bytes) -> None:
+        if self._is_splicing:
+            self._unread += data
+            self._throttle()
+        elif self.mode is Mode.DETECTING:
+            self._detect(self._unread + data)
+        else:
+            self._parse(data)
+
+    def _detect(self, first: bytes) -> None:
+        protocol = detect(first)
+        self._unread = first
+        self._cancel_silence_timer()
+        if protocol is Protocol.UNDECIDED:
+            self._start_slow_timer()
+        elif protocol is Protocol.OTHER:
+            self._begin_splice(first)
+        else:
+            self.mode = Mode.MOA
+            self._unread = b""
+            self._parse(first)
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            commands = self._parser.feed(data)
+        except ProtocolError:
+            return  # Known since the chunk that broke it; see _after_pump.
+        for command in commands:
+            self._commands.append(command)
+            self._queued_bytes += len(command.raw)
+        if commands or not self._parser.mid_frame:
+            self._cancel_slow_timer()
+        if self._parser.mid_frame:
+            self._start_slow_timer()
+        self._throttle()
+        self._pump()
+
+    def _throttle(self) -> None:
+        """Stop reading a client that is far ahead, and go on when it no longer is."""
+        ahead = (
+            self._queued_bytes + len(self._unread) > self._settings.max_pending_bytes
+            or len(self._commands) > _QUEUED_COMMANDS
+            or self.client.is_congested
+        )
+        if ahead:
+            self.client.pause_reading()
+        elif not self._is_closing and not self._has_ended:
+            self.client.resume_reading()
+
+    def _start_slow_timer(self) -> None:
+        """A request must be complete within a bounded time of its first byte."""
+        if self._slow_timer is None:
+            self._slow_timer = self._loop.call_later(
+                self._settings.request_read_timeout_s, self._on_slow_request
+            )
+
+    def _cancel_slow_timer(self) -> None:
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
+
+    def _cancel_silence_timer(self) -> None:
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+            self._silence_timer = None
+
+    def _on_slow_request(self) -> None:
+        self._slow_timer = None
+        if self._is_splicing:
+            return
+        if self.client.is_paused:
+            # It is we who do not read; the client may have sent the rest long ago.
+            self._start_slow_timer()
+            return
+        if not self._expects_moa:
+            self._begin_splice(self._unparsed())
+            return
+        self._metrics.slow_requests += 1
+        self._answer_last(error("ERR Protocol error: the request did not arrive in time"))
+
+    def _on_client_eof(self) -> None:
+        """Half-close: what was asked is still answered."""
+        if self._is_splicing:
+            return
+        if self.mode is Mode.DETECTING and not self._expects_moa:
+            self._begin_splice(self._unparsed())
+        elif self.mode is Mode.DETECTING:
+            self._end_client()
+        else:
+            self._pump()
+
+    def _on_client_close(self, _error: OSError | None) -> None:
+        for slot in self._slots:
+            if slot.exchange is not None:
+                slot.exchange.cancel()
+        self._slots.clear()
+        self._commands.clear()
+        self._lane.close()
+        self._end()
+
+    def _end_client(self) -> None:
+        self._is_closing = True
+        self.client.close()
+
+    def _end(self) -> None:
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._cancel_silence_timer()
+        self._cancel_slow_timer()
+        self._on_end(self)
+
+    # Commands and replies, in order
+
+    def _pump(self) -> None:
+        """Serve commands as far as the depth of the pipeline and the client's reading allow."""
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        try:
+            while (
+                self._commands
+                and len(self._slots) < self._settings.pipeline_depth
+                and not self.client.is_congested
+                and not (self._is_splicing or self._is_closing or self._has_ended)
+            ):
+                command = self._commands.popleft()
+                self._queued_bytes -= len(command.raw)
+                self._serve(command)
+        finally:
+            self._is_pumping = False
+        if self._is_splicing:
+            self._splice_when_settled()
+        elif not self._has_ended and not self._is_closing:
+            self._after_pump()
+
+    def _after_pump(self) -> None:
+        self._throttle()
+        if self._commands or self._slots:
+            return
+        if self._parser.error is not None:
+            self._on_protocol_error(self._parser.error)
+        elif self.client.peer_done:
+            self._end_client()
+
+    def _on_protocol_error(self, problem: ProtocolError) -> None:
+        self._metrics.protocol_errors += 1
+        if self._expects_moa:
+            self._answer_last(error(f"ERR Protocol error: {problem}"))
+        else:
+            self._begin_splice(self._unparsed())
+
+    def _answer_last(self, reply: bytes) -> None:
+        """Say why, after every reply that is owed, and close."""
+        slot = _Slot()
+        self._slots.append(slot)
+        self._is_closing = True
+        self._fulfil(slot, reply)
+
+    def _serve(self, command: Command) -> None:
+        verdict = self._judge(command, self)
+        if isinstance(verdict, Splice):
+            self._begin_splice(command.skipped + command.raw + self._unparsed())
+            return
+        self.requests += 1
+        slot = _Slot()
+        self._slots.append(slot)
+        if isinstance(verdict, Answer):
+            self._is_closing = self.state.closing
+            self._fulfil(slot, verdict.reply)
+        elif isinstance(verdict, Forward):
+            self.spoke_moa = True
+            self.service = verdict.route.uri
+            exchange = self._forwarder.prepare(
+                command.raw, verdict.route, lambda reply: self._fulfil(slot, reply)
+            )
+            slot.exchange = exchange
+            exchange.start()
+        else:
+            self._pass_on(command, verdict, slot)
+
+    def _pass_on(self, command: Command, verdict: ToOriginal, slot: _Slot) -> None:
+        """Send one command to the address that was dialled."""
+        self._metrics.passed_on += 1
+        self.service = verdict.uri or self.service
+
+        def unreachable() -> None:
+            if verdict.instead is None:
+                self.client.abort()
+            else:
+                self._fulfil(slot, verdict.instead)
+
+        def lost(why: str) -> None:
+            if not verdict.uri:
+                # Not ours to explain: the client sees what we saw.
+                self.client.abort()
+                return
+            em = f"{verdict.uri}: {why} before it replied; the request may have been executed"
+            self._fulfil(slot, bulk(error_body(Ec.REMOTING, em)))
+
+        self._lane.request(
+            command.raw, lambda reply: self._fulfil(slot, reply.raw), lost, unreachable
+        )
+
+    def _fulfil(self, slot: _Slot, reply: bytes) -> None:
+        slot.reply = reply
+        slot.exchange = None
+        while self._slots and self._slots[0].reply is not None:
+            self.client.write(self._slots.popleft().reply or b"")
+        if self._is_closing and not self._slots:
+            self._end_client()
+        else:
+            self._pump()
+
+    # Traffic that is not MOA
+
+    def _unparsed(self) -> bytes:
+        """Take every byte that was read and not served, in its order."""
+        commands = b"".join(c.skipped + c.raw for c in self._commands)
+        rest = self._unread + commands + self._parser.pending
+        self._commands.clear()
+        self._queued_bytes = 0
+        self._unread = b""
+        return rest
+
+    def _on_server_first(self, data: bytes) -> None:
+        """Bytes that answer no command: this is no MOA server."""
+        if self._has_ended:
+            return
+        self.client.write(data)
+        self._begin_splice(self._unparsed())
+
+    def _on_lane_hangup(self) -> None:
+        """The dialled server ended an idle connection: a client that only it serves is hung up."""
+        if not (self.spoke_moa or self.peer.original_is_instance or self._slots):
+            self._end_client()
+
+    def _begin_splice(self, to_server: bytes) -> None:
+        """Join the client with the dialled address, once every reply that is owed is sent."""
+        self._is_splicing = True
+        self._unread = to_server
+        self._cancel_silence_timer()
+        self._cancel_slow_timer()
+        self._lane.hold()
+        if not self._is_pumping:
+            self._splice_when_settled()
+
+    def _splice_when_settled(self) -> None:
+        if not self._slots and self.mode is not Mode.RAW and not self._has_ended:
+            self.mode = Mode.RAW
+            self._lane.take(self._splice)
+
+    def _splice(self, upstream: Upstream | None) -> None:
+        if self._has_ended:
+            return
+        if upstream is None:
+            # A protocol that we do not know has no error reply: a reset, never a clean FIN.
+            self.client.abort()
+            return
+        self._metrics.spliced += 1
+        server, to_client = upstream.take_stream()
+        to_server, self._unread = self._unread, b""
+        self._spliced = SplicedPair(
+            self.client, server, to_server=to_server, to_client=to_client, on_end=self._end
+        )
+
+    # From outside
+
+    @property
+    def upstream(self) -> Address | None:
+        """Where its current request, or its bytes, go."""
+        if self._slots and self._slots[0].exchange is not None:
+            instance = self._slots[0].exchange.instance
+            return instance.address if instance is not None else None
+        return self.peer.original if self._lane.is_open or self._spliced else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it owes nothing and holds no part of a request."""
+        return self.mode is not Mode.RAW and not (
+            self._slots or self._commands or self._unread or self._parser.mid_frame
+        )
+
+    def close(self) -> None:
+        """End it now; a request under way is not answered."""
+        if self._spliced is not None:
+            self._spliced.abort()
+        else:
+            self.client.abort()

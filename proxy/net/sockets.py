@@ -1,0 +1,86 @@
+"""Sockets as the agent makes them: non-blocking, marked, and its own to hand over."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from contextlib import suppress
+
+from proxy.core.model import Address
+
+SO_ORIGINAL_DST = 80
+"""linux/netfilter_ipv4.h; the same number serves SOL_IP and SOL_IPV6."""
+
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+LOOP_GUARD4 = "127.0.0.6"
+LOOP_GUARD6 = "::1"
+"""Sources from which the kernel lets a connection reach the local service itself."""
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def open_client(target: Address, *, mark: int = 0, source: str | None = None) -> socket.socket:
+    """A non-blocking socket that is ready to connect to `target`; the caller owns it."""
+    sock = socket.socket(family_of(target.host), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if mark:
+            # Without CAP_NET_ADMIN the agent's cgroup alone is the loop guard.
+            with suppress(PermissionError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        if source is not None:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((source, 0))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def open_listener(address: Address, *, backlog: int = 4096) -> socket.socket:
+    """A non-blocking listening socket; raises `OSError` that names the address."""
+    sock = socket.socket(family_of(address.host), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address.host, address.port))
+        sock.listen(backlog)
+    except OSError as e:
+        sock.close()
+        hint = "; another agent, or a service, has it" if e.errno == errno.EADDRINUSE else ""
+        raise OSError(e.errno, f"listen on {address}: {e.strerror}{hint}") from e
+    return sock
+
+
+def original_destination(sock: socket.socket) -> Address | None:
+    """The address that the peer of an intercepted connection dialled; None for any other.
+
+    Answered by the getsockopt hook, or by netfilter where iptables redirects: the same call.
+    """
+    try:
+        if sock.family == socket.AF_INET:
+            raw = sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16)
+            host = socket.inet_ntop(socket.AF_INET, raw[4:8])
+        else:
+            raw = sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28)
+            host = socket.inet_ntop(socket.AF_INET6, raw[8:24])
+    except OSError:
+        return None
+    return Address(host, int.from_bytes(raw[2:4], "big"))
+
+
+def address_of(name: tuple[str, int]) -> Address:
+    """Of getsockname or getpeername; a v4-mapped address becomes IPv4."""
+    host = name[0]
+    return Address(host.removeprefix("::ffff:") if "." in host else host, name[1])
+
+
+def set_reset_on_close(sock: socket.socket) -> None:
+    """Make close() send RST: what a client is owed whose peer cannot be reached."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)

@@ -1,0 +1,103 @@
+"""What the agent counts: plain integers on the byte path, turned into Prometheus on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+MAX_SERVICES = 5000
+"""Services that are counted by name; a client can ask for any number of unknown ones."""
+
+
+@dataclass(slots=True)
+class ServiceCounts:
+    """Requests of one service since the start; `failed` are those that we answered ourselves."""
+
+    requests: int = 0
+    failed: int = 0
+    transport_failures: int = 0
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Counters since the start of this process; `in_flight` is a gauge."""
+
+    requests: int = 0
+    ok: int = 0
+    failed: int = 0
+    retried: int = 0
+    in_flight: int = 0
+    timeouts: int = 0
+    passed_on: int = 0
+    spliced: int = 0
+    protocol_errors: int = 0
+    slow_requests: int = 0
+    clients_cancelled: int = 0
+    accepted: int = 0
+    accept_errors: int = 0
+    overloads: int = 0
+    services: dict[str, ServiceCounts] = field(default_factory=dict)
+
+    def service(self, uri: str) -> ServiceCounts:
+        """The counts of one service; beyond the bound, all share the name `(other)`."""
+        counts = self.services.get(uri)
+        if counts is None:
+            if len(self.services) >= MAX_SERVICES:
+                uri = "(other)"
+            counts = self.services.setdefault(uri, ServiceCounts())
+        return counts
+
+
+_COUNTERS = {
+    "requests": "MOA requests routed to a service",
+    "ok": "routed requests that an instance answered",
+    "failed": "routed requests that the agent answered with an error",
+    "retried": "attempts on another instance",
+    "timeouts": "routed requests whose deadline passed",
+    "passed_on": "commands passed to the address that was dialled",
+    "spliced": "connections that were not MOA",
+    "protocol_errors": "connections that broke the protocol",
+    "slow_requests": "connections closed because a request came too slowly",
+    "clients_cancelled": "requests whose client went away",
+    "accepted": "connections accepted",
+    "accept_errors": "connections that could not be accepted",
+    "overloads": "times the agent withdrew from the kernel because it was full",
+}
+
+
+class _Exposition(Collector):
+    def __init__(self, metrics: Metrics, gauges: Callable[[], Mapping[str, float]]) -> None:
+        self._metrics = metrics
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        for name, help_text in _COUNTERS.items():
+            yield CounterMetricFamily(f"moa_{name}", help_text, getattr(self._metrics, name))
+        yield GaugeMetricFamily(
+            "moa_in_flight", "routed requests under way", self._metrics.in_flight
+        )
+        for name, value in self._gauges().items():
+            yield GaugeMetricFamily(f"moa_{name}", name.replace("_", " "), value)
+        requests = CounterMetricFamily(
+            "moa_service_requests", "routed requests by service", labels=["service"]
+        )
+        failed = CounterMetricFamily(
+            "moa_service_failed", "requests the agent answered with an error", labels=["service"]
+        )
+        for uri, counts in self._metrics.services.items():
+            requests.add_metric([uri], counts.requests)
+            failed.add_metric([uri], counts.failed)
+        yield requests
+        yield failed
+
+
+def exposition(metrics: Metrics, gauges: Callable[[], Mapping[str, float]]) -> bytes:
+    """The Prometheus text of everything that is counted."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Exposition(metrics, gauges))
+    return generate_latest(registry)

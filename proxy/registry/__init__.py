@@ -1,0 +1,1 @@
+"""Where services are: the Redis and static registries behind one interface."""

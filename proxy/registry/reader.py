@@ -1,0 +1,153 @@
+"""Reads services from Redis: which there are, which have changed, and what those hold now.
+
+Only known keys are asked for, never KEYS or SCAN. The order within a service is version, then
+set: a change in between shows as new content under an old version and is read again, never as
+old content under a new version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from proxy.core.model import ServiceKey
+from proxy.registry import keys
+from proxy.registry.base import RegistryError
+from proxy.registry.view import ServiceView, expired, merged, rejected
+
+MAX_SERVICES = 100_000
+MAX_MEMBERS = 10_000
+BATCH = 100
+"""Services a pipeline asks for: it bounds how long parsing keeps the event loop busy (~10 ms)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    version: str | None
+    cardinality: int
+
+
+async def service_names(client: Redis) -> tuple[set[ServiceKey], list[str]]:
+    """All services that Redis names, and the texts of names that cannot be used.
+
+    Raises RegistryError when there are more than MAX_SERVICES, and redis-py's errors.
+    """
+    count = await client.scard(keys.SERVICES)
+    if count > MAX_SERVICES:
+        raise RegistryError(f"{keys.SERVICES} has {count} names, at most {MAX_SERVICES} are read")
+    found: set[ServiceKey] = set()
+    broken: list[str] = []
+    for raw in await client.smembers(keys.SERVICES):
+        try:
+            found.add(keys.parse_name(raw))
+        except keys.BadServiceName as error:
+            broken.append(str(error))
+    return found, sorted(broken)
+
+
+async def refreshed(
+    client: Redis,
+    services: Iterable[ServiceKey],
+    known: Mapping[ServiceKey, ServiceView],
+    grace_s: float,
+    pipeline_s: float,
+) -> dict[ServiceKey, ServiceView]:
+    """The views of those services that differ from `known`.
+
+    Each round trip takes at most `pipeline_s`. A service whose keys are of another type is
+    rejected alone; every other error of Redis is raised, as is TimeoutError.
+    """
+    changed: dict[ServiceKey, ServiceView] = {}
+    for batch in _batches(sorted(services, key=str)):
+        async with asyncio.timeout(pipeline_s):
+            heads = await _heads(client, batch)
+        stale = [key for key in batch if _must_read(known.get(key), heads[key])]
+        async with asyncio.timeout(pipeline_s):
+            members = await _members(client, stale)
+        now_s = asyncio.get_running_loop().time()
+        for key in batch:
+            view = known.get(key)
+            changed[key] = _seen(key, view, heads[key], members.get(key), now_s, grace_s)
+    return {
+        key: view
+        for key, view in changed.items()
+        if view is not (before := known.get(key)) and view != before
+    }
+
+
+def _must_read(view: ServiceView | None, head: _Head | str) -> bool:
+    if isinstance(head, str) or head.cardinality > MAX_MEMBERS:
+        return False
+    return view is None or (view.version, view.cardinality) != (head.version, head.cardinality)
+
+
+def _seen(
+    key: ServiceKey,
+    view: ServiceView | None,
+    head: _Head | str,
+    texts: frozenset[str] | str | None,
+    now_s: float,
+    grace_s: float,
+) -> ServiceView:
+    if isinstance(head, str):
+        return rejected(view, head)
+    if head.cardinality > MAX_MEMBERS:
+        return rejected(view, f"{key}: {head.cardinality} members, at most {MAX_MEMBERS} are read")
+    if isinstance(texts, str):
+        return rejected(view, texts)
+    if texts is None:
+        return expired(view or ServiceView(), now_s)
+    return merged(view, head.version, texts, now_s, grace_s)
+
+
+async def _heads(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Head | str]:
+    """Version and size of each; a text says why one has none."""
+    async with client.pipeline(transaction=False) as pipe:
+        for key in batch:
+            pipe.get(keys.version_key(key))
+            pipe.scard(keys.service_key(key))
+        answers = iter(await pipe.execute(raise_on_error=False))
+    heads: dict[ServiceKey, _Head | str] = {}
+    for key in batch:
+        version, cardinality = next(answers), next(answers)
+        fault = _wrong_type(key, version) or _wrong_type(key, cardinality)
+        heads[key] = fault or _Head(_version(version), cardinality)
+    return heads
+
+
+async def _members(
+    client: Redis, batch: Sequence[ServiceKey]
+) -> dict[ServiceKey, frozenset[str] | str]:
+    """The members of each as texts; one that is not UTF-8 stays a text that is refused later."""
+    if not batch:
+        return {}
+    async with client.pipeline(transaction=False) as pipe:
+        for key in batch:
+            pipe.smembers(keys.service_key(key))
+        answers: list[Any] = await pipe.execute(raise_on_error=False)
+    return {
+        key: _wrong_type(key, raws) or frozenset(raw.decode(errors="replace") for raw in raws)
+        for key, raws in zip(batch, answers, strict=True)
+    }
+
+
+def _wrong_type(key: ServiceKey, answer: object) -> str:
+    """Why this service alone cannot be read, or "". Raises any other error that Redis answers."""
+    if not isinstance(answer, Exception):
+        return ""
+    if not str(answer).startswith("WRONGTYPE"):
+        raise answer
+    return f"{key}: one of its keys holds another type ({answer})"
+
+
+def _version(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.decode(errors="replace")
+
+
+def _batches(services: Sequence[ServiceKey]) -> Iterator[Sequence[ServiceKey]]:
+    for start in range(0, len(services), BATCH):
+        yield services[start : start + BATCH]

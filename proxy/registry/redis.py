@@ -1,0 +1,301 @@
+"""The registry in Redis: follows its changes, survives its loss, and enters instances.
+
+It subscribes first and loads then, so no change falls between. A change arrives as a message;
+one that was lost is found by a sweep over versions and cardinalities. While Redis does not
+answer, the table stays as it was, and at start it is the copy on disk (`lastknown.py`). What a
+set means after Redis has forgotten is decided in `view.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from redis.asyncio.client import PubSub, Redis
+from redis.exceptions import RedisError
+
+from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
+from proxy.registry import keys, lastknown, reader, scripts
+from proxy.registry.base import RegistryError, RegistryState, RegistryStatus, TableCallback
+from proxy.registry.board import Board
+from proxy.registry.endpoint import RedisEndpoint
+from proxy.registry.member import BadMember, format_member
+from proxy.registry.view import ServiceView
+
+_log = structlog.get_logger("registry")
+
+_FAULTS = (RedisError, RegistryError, OSError, TimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisTimes:
+    """Time limits in seconds.
+
+    Silence is noticed `ping_interval + answer` after the last word of Redis, or `pipeline`
+    after the start of a round trip.
+    """
+
+    answer: float = 2.0
+    pipeline: float = 4.0
+    """One round trip for up to `reader.BATCH` services."""
+    ping_interval: float = 2.0
+    sweep_interval: float = 10.0
+    grace: float = 90.0
+    """How long instances that Redis has lost are kept beside those that have registered again;
+    longer than the slowest heartbeat, 60 s."""
+    first_backoff: float = 0.2
+    longest_backoff: float = 10.0
+    publish_interval: float = 0.1
+    """Changes within this time become one table, so a burst of them costs one."""
+    save_interval: float = 1.0
+
+
+class RedisRegistry:
+    """See `proxy.registry.base.Registry`. One event loop; `aclose` after `run` has ended."""
+
+    def __init__(
+        self,
+        endpoint: RedisEndpoint,
+        last_known: Path | None = None,
+        times: RedisTimes | None = None,
+        rand: random.Random | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._endpoint = endpoint
+        self._last_known = last_known
+        self._times = times or RedisTimes()
+        self._rand = rand or random.Random()
+        self._board = Board("redis", wall_clock)
+        self._views: dict[ServiceKey, ServiceView] = {}
+        self._bad_names: list[str] = []
+        self._published_at_s = 0.0
+        self._changed = asyncio.Event()
+        self._was_synced = False
+        self._writer = endpoint.client(self._times.answer, connections=8)
+        self._change = self._writer.register_script(scripts.CHANGE)
+
+    @property
+    def table(self) -> ServiceTable:
+        """See `Registry.table`."""
+        return self._board.table
+
+    def subscribe(self, callback: TableCallback) -> Callable[[], None]:
+        """See `Registry.subscribe`."""
+        return self._board.subscribe(callback)
+
+    def status(self) -> RegistryStatus:
+        """See `Registry.status`."""
+        return self._board.status()
+
+    async def aclose(self) -> None:
+        """Close the connections that `register` and its like use."""
+        await self._writer.aclose()
+
+    async def run(self) -> None:
+        """See `Registry.run`."""
+        self._restore()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_for_ever())
+            if self._last_known is not None:
+                tasks.create_task(self._save_for_ever(self._last_known))
+
+    async def register(self, key: ServiceKey, instance: Instance) -> None:
+        """See `Registry.register`."""
+        try:
+            member = format_member(instance)
+        except BadMember as error:
+            raise RegistryError(f"register for {key}: {error}") from None
+        await self._run_change("register", key, instance.address, member)
+
+    async def deregister(self, key: ServiceKey, address: Address) -> None:
+        """See `Registry.deregister`."""
+        await self._run_change("deregister", key, address, "")
+
+    async def heartbeat(self, key: ServiceKey, instance: Instance) -> None:
+        """See `Registry.heartbeat`."""
+        await self.register(key, instance)
+
+    async def _run_change(self, verb: str, key: ServiceKey, address: Address, member: str) -> None:
+        try:
+            keys.check_name(key)
+            async with asyncio.timeout(3 * self._times.answer):
+                if member:
+                    # Another slot than the service's keys, so a step of its own. It comes first
+                    # and every heartbeat repeats it: a set that has members is always listed.
+                    await self._writer.sadd(keys.SERVICES, str(key))
+                args = [str(key), str(address), member]
+                await self._change(keys=list(keys.script_keys(key)), args=args)
+        except (*_FAULTS, keys.BadServiceName) as error:
+            raise RegistryError(
+                f"{verb} {address} for {key}: {self._endpoint}: {_words(error)}; "
+                "it may be repeated safely"
+            ) from error
+
+    def _restore(self) -> None:
+        if self._last_known is None:
+            return
+        try:
+            self._views = lastknown.load(self._last_known)
+        except lastknown.LastKnownError as error:
+            _log.warning("last known services not used", reason=str(error))
+        if self._views:
+            self._board.set_state(RegistryState.STALE, f"from {self._last_known}")
+            self._publish()
+
+    async def _follow_for_ever(self) -> None:
+        failures = 0
+        while True:
+            self._was_synced = False
+            try:
+                await self._session()
+            except _FAULTS as error:
+                self._lost(_words(error))
+            except Exception as error:
+                # redis-py lets ValueError and its like through when a peer does not speak RESP.
+                _log.exception("registry session failed", redis=str(self._endpoint))
+                self._lost(repr(error))
+            failures = 0 if self._was_synced else failures + 1
+            # The exponent is bounded: 2.0**1024 overflows after three hours without Redis.
+            backoff_s = self._times.first_backoff * 2.0 ** min(failures, 16)
+            backoff_s = min(backoff_s, self._times.longest_backoff)
+            await asyncio.sleep(backoff_s * self._rand.uniform(0.5, 1.0))
+
+    def _lost(self, reason: str) -> None:
+        nothing_yet = self._board.state is RegistryState.STARTING
+        state = RegistryState.STARTING if nothing_yet else RegistryState.STALE
+        self._board.set_state(state, f"{self._endpoint}: {reason}")
+
+    async def _session(self) -> None:
+        """One connection's life; ends by an error only."""
+        client = self._endpoint.client(self._times.answer, connections=2)
+        pubsub = client.pubsub()
+        try:
+            async with asyncio.timeout(self._times.answer):
+                await pubsub.subscribe(keys.CHANGED)
+                first = await pubsub.get_message(timeout=self._times.answer)
+            if first is None or first["type"] != "subscribe":
+                raise RegistryError(f"SUBSCRIBE {keys.CHANGED}: answered by {first}")
+            await self._sweep(client)
+            self._was_synced = True
+            await self._follow(client, pubsub)
+        finally:
+            await pubsub.aclose()  # type: ignore[no-untyped-call]
+            await client.aclose()
+
+    async def _follow(self, client: Redis, pubsub: PubSub) -> None:
+        now = asyncio.get_running_loop().time
+        heard_s = ping_at_s = now()
+        sweep_at_s = heard_s + self._next_sweep_s()
+        while True:
+            if now() >= ping_at_s:
+                async with asyncio.timeout(self._times.answer):
+                    await pubsub.ping()
+                ping_at_s = now() + self._times.ping_interval
+            silent_at_s = heard_s + self._times.ping_interval + self._times.answer
+            wait_s = min(ping_at_s, sweep_at_s, silent_at_s) - now()
+            message = await pubsub.get_message(timeout=max(wait_s, 0.001))
+            if message is None and now() >= silent_at_s:
+                raise RegistryError(f"silent for {now() - heard_s:.1f} s")
+            if message is not None:
+                await self._refresh(client, await self._gather(pubsub, message))
+                heard_s = now()
+            if now() >= sweep_at_s:
+                await self._sweep(client)
+                heard_s = now()  # nobody listened meanwhile: that is no silence of Redis
+                sweep_at_s = heard_s + self._next_sweep_s()
+
+    def _next_sweep_s(self) -> float:
+        # Spread: thousands of agents that saw Redis restart must not sweep in step.
+        return self._times.sweep_interval * self._rand.uniform(0.8, 1.2)
+
+    async def _gather(self, pubsub: PubSub, first: dict[str, Any]) -> set[ServiceKey]:
+        """The services that this message and those right behind it say have changed."""
+        now = asyncio.get_running_loop().time
+        until_s = self._published_at_s + self._times.publish_interval
+        changed: set[ServiceKey] = set()
+        message: dict[str, Any] | None = first
+        while message is not None:
+            if message["type"] == "subscribe":
+                # redis-py has reconnected by itself: messages may have been missed.
+                raise RegistryError("the subscription was interrupted")
+            if message["type"] == "message":
+                self._note_change(message["data"], changed)
+            if not changed or now() >= until_s:
+                break
+            message = await pubsub.get_message(timeout=max(until_s - now(), 0.001))
+        return changed
+
+    def _note_change(self, data: bytes, changed: set[ServiceKey]) -> None:
+        try:
+            key, version = keys.parse_change(data)
+        except keys.BadServiceName as error:
+            _log.warning("message of a change not understood", reason=str(error))
+            return
+        view = self._views.get(key)
+        if view is None or view.version != version:
+            changed.add(key)
+
+    async def _sweep(self, client: Redis) -> None:
+        """Ask for every service that is named or known; the first sweep of a session loads."""
+        async with asyncio.timeout(self._times.pipeline):
+            named, self._bad_names = await reader.service_names(client)
+        gone = [k for k, v in self._views.items() if k not in named and not v.instances]
+        for key in gone:
+            del self._views[key]
+        await self._refresh(client, named | set(self._views))
+        self._show_state()
+
+    async def _refresh(self, client: Redis, services: set[ServiceKey]) -> None:
+        if not services:
+            return
+        changed = await reader.refreshed(
+            client, services, self._views, self._times.grace, self._times.pipeline
+        )
+        if not changed:
+            return
+        before = {k: v.instances for k in changed if (v := self._views.get(k)) is not None}
+        self._views.update(changed)
+        self._changed.set()
+        if any(view.instances != before.get(key, ()) for key, view in changed.items()):
+            self._publish()
+        self._show_state()
+
+    def _publish(self) -> None:
+        self._published_at_s = asyncio.get_running_loop().time()
+        self._board.publish(
+            ServiceTable.build({key: view.instances for key, view in self._views.items()})
+        )
+
+    def _show_state(self) -> None:
+        broken = [text for view in self._views.values() for text in view.broken]
+        self._board.set_broken([*self._bad_names, *broken])
+        kept = {key: len(view.kept) for key, view in self._views.items() if view.kept}
+        if not kept:
+            self._board.set_state(RegistryState.SYNCED)
+            return
+        example = min(kept, key=str)
+        self._board.set_state(
+            RegistryState.DEGRADED,
+            f"Redis has lost {sum(kept.values())} instances of {len(kept)} services "
+            f"(such as {example}); they are kept until services register again",
+        )
+
+    async def _save_for_ever(self, path: Path) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await asyncio.to_thread(lastknown.save, path, dict(self._views))
+            except lastknown.LastKnownError as error:
+                _log.warning("last known services not saved", reason=str(error))
+            await asyncio.sleep(self._times.save_interval)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or "no answer in time"

@@ -1,0 +1,175 @@
+"""The registry in a TOML file, for a first try and for small sites: followed, never written.
+
+    [[service]]
+    uri = "/service/demo"
+    group = "*"                                  # may be left out
+    instances = ["10.0.0.1:5000?weight=50", "10.0.0.2:5000"]
+
+A file that cannot be used as a whole is not used at all: the last good table stays and `status`
+says DEGRADED and why. A file without any service counts as one that is being written; to empty
+a service on purpose, give it `instances = []`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from proxy.core.model import ANY_GROUP, Address, Instance, ServiceKey, ServiceTable
+from proxy.registry.base import (
+    ReadOnlyRegistry,
+    RegistryError,
+    RegistryState,
+    RegistryStatus,
+    TableCallback,
+)
+from proxy.registry.board import Board
+from proxy.registry.keys import BadServiceName, check_name
+from proxy.registry.member import BadMember, parse_member
+
+POLL_INTERVAL_S = 0.5
+MAX_BYTES = 16 * 1024 * 1024
+
+_Fingerprint = tuple[int, int, int]
+
+
+class StaticRegistry:
+    """See `proxy.registry.base.Registry`; `poll_interval_s` is how often the file is looked at."""
+
+    def __init__(
+        self,
+        path: Path,
+        poll_interval_s: float = POLL_INTERVAL_S,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._poll_interval_s = poll_interval_s
+        self._board = Board("static", wall_clock)
+        self._applied: _Fingerprint | None = None
+        self._seen: _Fingerprint | None = None
+
+    @property
+    def table(self) -> ServiceTable:
+        """See `Registry.table`."""
+        return self._board.table
+
+    def subscribe(self, callback: TableCallback) -> Callable[[], None]:
+        """See `Registry.subscribe`."""
+        return self._board.subscribe(callback)
+
+    def status(self) -> RegistryStatus:
+        """See `Registry.status`."""
+        return self._board.status()
+
+    async def run(self) -> None:
+        """Read the file at once, then follow its changes until cancelled."""
+        await self._apply()
+        while True:
+            await asyncio.sleep(self._poll_interval_s)
+            await self._poll()
+
+    async def register(self, key: ServiceKey, instance: Instance) -> None:
+        """Always raises ReadOnlyRegistry."""
+        raise self._read_only(f"register {instance.address} for {key}")
+
+    async def deregister(self, key: ServiceKey, address: Address) -> None:
+        """Always raises ReadOnlyRegistry."""
+        raise self._read_only(f"deregister {address} for {key}")
+
+    async def heartbeat(self, key: ServiceKey, instance: Instance) -> None:
+        """Does nothing: a file does not forget."""
+
+    def _read_only(self, what: str) -> ReadOnlyRegistry:
+        return ReadOnlyRegistry(
+            f"{what}: the static registry is not written by us; edit {self._path}"
+        )
+
+    async def _poll(self) -> None:
+        seen = await asyncio.to_thread(_fingerprint, self._path)
+        # Twice the same: a file that is being written in place is not read half-way.
+        if seen == self._seen and seen != self._applied:
+            await self._apply()
+        self._seen = seen
+
+    async def _apply(self) -> None:
+        self._applied = self._seen = await asyncio.to_thread(_fingerprint, self._path)
+        try:
+            services = await asyncio.to_thread(load, self._path)
+            if not services and self.table.uris:
+                raise RegistryError(f"{self._path}: no [[service]]; to empty one: instances = []")
+        except RegistryError as error:
+            self._board.set_state(RegistryState.DEGRADED, f"last good table kept: {error}")
+            return
+        table = ServiceTable.build(services)
+        if table != self.table:
+            self._board.publish(table)
+        self._board.set_state(RegistryState.SYNCED, str(self._path))
+
+
+def load(path: Path) -> dict[ServiceKey, tuple[Instance, ...]]:
+    """Read a registry file; raises RegistryError naming the file, the place and the fault."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise RegistryError(f"{path}: more than {MAX_BYTES} bytes")
+        document = tomllib.loads(raw.decode())
+        return _services(document)
+    except OSError as error:
+        raise RegistryError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RegistryError(f"{path}: {error}") from error
+
+
+def _services(document: Mapping[str, Any]) -> dict[ServiceKey, tuple[Instance, ...]]:
+    _only("at the top", document, {"service"})
+    entries = document.get("service", [])
+    if not isinstance(entries, list):
+        raise ValueError("service: expected [[service]], seen [service]")
+    services: dict[ServiceKey, tuple[Instance, ...]] = {}
+    for number, entry in enumerate(entries, start=1):
+        place = f"[[service]] number {number}"
+        if not isinstance(entry, dict):
+            raise ValueError(f"{place}: expected a table, seen {entry!r}")
+        _only(place, entry, {"uri", "group", "instances"})
+        key, instances = _service(place, entry)
+        if key in services:
+            raise ValueError(f"{place}: {key} is there twice")
+        services[key] = instances
+    return services
+
+
+def _service(place: str, entry: Mapping[str, Any]) -> tuple[ServiceKey, tuple[Instance, ...]]:
+    uri, group = entry.get("uri"), entry.get("group", ANY_GROUP)
+    if not isinstance(uri, str) or not isinstance(group, str):
+        raise ValueError(f"{place}: expected uri = text and group = text")
+    texts = entry.get("instances")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{place} ({uri}): expected instances = a list of texts")
+    key = ServiceKey(uri, group or ANY_GROUP)
+    try:
+        check_name(key)
+        instances = tuple(parse_member(text) for text in texts)
+    except (BadMember, BadServiceName) as error:
+        raise ValueError(f"{place} ({uri}): {error}") from None
+    if len({instance.address for instance in instances}) != len(instances):
+        raise ValueError(f"{place} ({uri}): an address is there twice")
+    return key, instances
+
+
+def _only(place: str, table: Mapping[str, Any], known: set[str]) -> None:
+    if unknown := sorted(set(table) - known):
+        raise ValueError(f"{place}: unknown key {unknown[0]!r}, expected {sorted(known)}")
+
+
+def _fingerprint(path: Path) -> _Fingerprint | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

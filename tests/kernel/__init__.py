@@ -1,0 +1,1 @@
+"""Tests of the BPF programs in a real kernel."""

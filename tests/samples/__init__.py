@@ -1,0 +1,1 @@
+"""A MOA service and a load client that know nothing of the agent."""

@@ -1,0 +1,72 @@
+"""The copy on disk: it comes back, is replaced as a whole, and a bad one is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from proxy.core.model import ServiceKey
+from proxy.registry.lastknown import LastKnownError, load, save
+from proxy.registry.view import restored
+
+KEY = ServiceKey("/service/demo", "g")
+VIEW = restored("7-2", ["10.0.0.1:80?weight=5", "[::1]:80"], ["10.0.0.9:80"])
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "services.json"
+    save(path, {KEY: VIEW})
+    assert load(path) == {KEY: VIEW}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["services.json"]
+
+
+def test_no_copy_is_no_error(tmp_path: Path) -> None:
+    assert load(tmp_path / "services.json") == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"[]", b"null", b"\xff", b"{}", b'{"format": 2, "services": {}}',
+        b'{"format": 1, "services": []}', b'{"format": 1, "services": {"/a": {}}}',
+        b'{"format": 1, "services": {"/a": {"version": 1, "members": [], "kept": []}}}',
+        b'{"format": 1, "services": {"/a": {"version": "1", "members": [1], "kept": []}}}',
+        b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_corrupt_copy_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "services.json"
+    path.write_bytes(content)
+    with pytest.raises(LastKnownError, match=r"services\.json"):
+        load(path)
+
+
+def test_a_bad_member_or_name_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "services.json"
+    service = {"version": "7-2", "members": ["10.0.0.1:80", "nonsense"], "kept": []}
+    path.write_text(json.dumps({"format": 1, "services": {"/a": service, "a b": service}}))
+    assert {str(key): len(view.instances) for key, view in load(path).items()} == {"/a": 1}
+
+
+def test_a_failed_save_leaves_the_old_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "services.json"
+    save(path, {KEY: VIEW})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LastKnownError, match="No space left"):
+        save(path, {})
+    assert load(path) == {KEY: VIEW}
+    assert os.listdir(tmp_path) == ["services.json"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LastKnownError, match="nowhere"):
+        save(tmp_path / "nowhere" / "services.json", {})
