@@ -109,7 +109,7 @@ struct moa_dst {
 	__u32 pid; /* of the process that called connect() */
 	__u64 cookie; /* of the caller's socket */
 	__u64 cgroup_id; /* of the caller */
-	__u64 stored_ns; /* CLOCK_MONOTONIC */
+	__u64 stored_ns; /* CLOCK_MONOTONIC, of the SYN */
 };
 
 /* A loopback connection between a caller and the agent, as the caller sees it. */

@@ -48,8 +48,11 @@ static __always_inline int moa_heartbeat_fresh(const struct moa_cfg *config)
 
 	if (!beat || !*beat)
 		return 0;
-	/* A beat of another CPU may lie a little ahead of our clock reading. */
-	return *beat >= now || now - *beat <= config->heartbeat_max_age_ns;
+	/* A beat of another CPU may lie a little ahead of our clock reading; one that lies far
+	 * ahead is of another clock (a time namespace) and says nothing. */
+	if (*beat >= now)
+		return *beat - now <= config->heartbeat_max_age_ns;
+	return now - *beat <= config->heartbeat_max_age_ns;
 }
 
 static __always_inline int moa_is_loopback4(__u32 addr_be)

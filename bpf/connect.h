@@ -55,7 +55,7 @@ static __always_inline __u32 moa_cgroup_policy(void)
 {
 	__u32 policy = 0;
 
-	for (int level = 1; level <= MOA_CGROUP_LEVELS; level++) {
+	for (int level = 0; level <= MOA_CGROUP_LEVELS; level++) {
 		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
 		__u32 *found;
 
@@ -108,12 +108,20 @@ static __always_inline __u32 moa_listed(const struct moa_flow *flow, void *trie4
 	return flags;
 }
 
+/* To dial the unspecified address means loopback, as BSD has it and the kernel after us. */
 static __always_inline int moa_is_loopback(const struct moa_flow *flow)
 {
 	if (flow->family == 4)
-		return moa_is_loopback4(flow->before_be[0]);
+		return moa_is_loopback4(flow->before_be[0]) || !flow->before_be[0];
 	return !flow->before_be[0] && !flow->before_be[1] && !flow->before_be[2] &&
-	       flow->before_be[3] == bpf_htonl(1);
+	       (flow->before_be[3] == bpf_htonl(1) || !flow->before_be[3]);
+}
+
+/* Such an address is good for one device only, and the agent would not learn for which. */
+static __always_inline int moa_is_link_local(const struct moa_flow *flow)
+{
+	return flow->family == 6 &&
+	       (flow->before_be[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
 /* Looked up each time and never cached: it is what sees a crashed agent at once. The look-up
@@ -217,7 +225,7 @@ static __always_inline int moa_decide(struct bpf_sock_addr *ctx, struct moa_flow
 		moa_count(MOA_R_CONNECT_AGENT_MARK);
 		return 0;
 	}
-	if (sk->bound_dev_if) {
+	if (sk->bound_dev_if || moa_is_link_local(flow)) {
 		moa_count(MOA_R_CONNECT_DEVICE_BOUND);
 		return 0;
 	}

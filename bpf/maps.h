@@ -38,13 +38,13 @@ struct {
 } cgroup_policy SEC(".maps");
 
 /* Destinations: written and deleted by the agent (registry) and moactl (configuration). */
-#define MOA_DST_TRIE(name, key_type)                       \
-	struct {                                           \
-		__uint(type, BPF_MAP_TYPE_LPM_TRIE);       \
-		__uint(max_entries, 65536);                \
-		__uint(map_flags, BPF_F_NO_PREALLOC);      \
-		__type(key, key_type);                     \
-		__type(value, __u32);                      \
+#define MOA_DST_TRIE(name, key_type)                  \
+	struct {                                      \
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);  \
+		__uint(max_entries, 65536);           \
+		__uint(map_flags, BPF_F_NO_PREALLOC); \
+		__type(key, key_type);                \
+		__type(value, __u32);                 \
 	} name SEC(".maps")
 
 MOA_DST_TRIE(dst_include4, struct moa_lpm4);

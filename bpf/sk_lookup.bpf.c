@@ -67,7 +67,6 @@ int moa_sk_lookup(struct bpf_sk_lookup *ctx)
 		moa_count(MOA_R_INBOUND_SHADOW);
 		return SK_PASS;
 	}
-	return moa_assign(ctx,
-			  ctx->family == MOA_AF_INET ? MOA_LISTENER_IN4 : MOA_LISTENER_IN6,
+	return moa_assign(ctx, ctx->family == MOA_AF_INET ? MOA_LISTENER_IN4 : MOA_LISTENER_IN6,
 			  MOA_R_INBOUND_STEERED, MOA_R_INBOUND_NO_LISTENER);
 }

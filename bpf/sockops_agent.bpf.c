@@ -5,9 +5,10 @@
  */
 #include "carry.h"
 
-/* A loopback handshake takes microseconds. An entry that is older belongs to a connection
- * that never came, whose source port another one got. */
-#define MOA_CARRY_MAX_AGE_NS 10000000000ull
+/* A loopback handshake takes microseconds, and while the agent's accept queue is full as long
+ * as the kernel repeats SYN (127 s) and SYN-ACK (63 s). An entry that is older belongs to a
+ * connection that never came, whose source port another one got. */
+#define MOA_CARRY_MAX_AGE_NS 200000000000ull
 
 static __always_inline void moa_keep(struct bpf_sock *sk, const struct moa_dst *carried)
 {

@@ -36,6 +36,8 @@ int moa_sockops_caller(struct bpf_sock_ops *ops)
 	}
 	tuple.src_port = moa_local_port(ops);
 	tuple.dst_port = moa_remote_port(ops);
+	/* TCP_FASTOPEN_CONNECT sends the SYN with the first write, however late that is. */
+	dst->stored_ns = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&dst_by_tuple, &tuple, dst, BPF_ANY))
 		moa_count(MOA_R_CARRY_STORE_FAILED);
 	else

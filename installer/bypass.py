@@ -38,7 +38,9 @@ class DestinationIndex:
             if endpoint.ip.is_loopback and prefix < _loopback_prefix(endpoint.ip):
                 continue  # loopback is meant only by an entry that lies within it
             network = int(endpoint.ip) >> (bits - prefix) << (bits - prefix)
-            if any((version, prefix, network, port) in self._entries for port in (endpoint.port, 0)):
+            if any(
+                (version, prefix, network, port) in self._entries for port in (endpoint.port, 0)
+            ):
                 return True
         return False
 

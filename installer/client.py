@@ -79,7 +79,9 @@ class AgentClient:
         if not isinstance(answer, dict):
             raise self._error(f"GET {path}: expected a JSON object, saw {body[:60]!r}")
         if status != http.client.OK:
-            raise self._error(f"GET {path}: HTTP {status}: {answer.get('error', 'no reason given')}")
+            raise self._error(
+                f"GET {path}: HTTP {status}: {answer.get('error', 'no reason given')}"
+            )
         return answer
 
     def _exchange(self, path: str) -> tuple[int, bytes]:

@@ -105,9 +105,9 @@ class Bpf(Section):
     )
     mark: int = Field(
         0x4D4F41,
-        ge=1,
+        ge=0,
         le=0xFFFFFFFF,
-        description="The socket mark of the agent's own connections (0x4d4f41).",
+        description="The socket mark of the agent's own connections (0x4d4f41); 0: none.",
     )
 
 
@@ -132,6 +132,10 @@ class Scope(Section):
 class Inbound(Section):
     ports: Annotated[tuple[Port, ...], Field(strict=False, max_length=1024)] = Field(
         (), description="Ports of local services that are reached through the agent."
+    )
+    registered: bool = Field(
+        True,
+        description="Whether so is every registered instance at one of this node's addresses.",
     )
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -56,16 +56,19 @@ class PinTree:
     def marks(self) -> Path:
         return self.root / "marks"
 
+    @property
+    def made_cgroups(self) -> Path:
+        """Marks of the cgroups that an uninstall has to remove."""
+        return self.marks / "made-cgroups"
+
+    @property
+    def shadows(self) -> Path:
+        """Marks of the scopes that are only watched, also while their cgroup is gone."""
+        return self.marks / "shadows"
+
     def scope(self, cgroup_name: str) -> Path:
         """The directory of one scoped cgroup's links; its name can be read back."""
-        escaped = quote(cgroup_name, safe="").replace(".", "%2E")
-        if len(escaped) > _NAME_MAX:
-            raise InterceptorError(f"cgroup {cgroup_name}: its name is too long to be pinned")
-        return self.scope_links / escaped
-
-    @staticmethod
-    def scope_name(directory: Path) -> str:
-        return unquote(directory.name)
+        return self.scope_links / escaped(cgroup_name)
 
     def exists(self) -> bool:
         return self.current.is_dir()
@@ -73,8 +76,26 @@ class PinTree:
     def mark(self, name: str) -> None:
         make_directory(self.marks / name)
 
+    def marked_cgroups(self) -> list[str]:
+        """Names of the cgroups that we made, the deepest first."""
+        if not self.made_cgroups.is_dir():
+            return []
+        return sorted(map(cgroup_name, self.made_cgroups.iterdir()), key=len, reverse=True)
+
     def is_marked(self, name: str) -> bool:
         return (self.marks / name).is_dir()
+
+
+def escaped(cgroup_name: str) -> str:
+    """A cgroup's name as the name of one directory; `cgroup_name` is the inverse."""
+    text = quote(cgroup_name, safe="").replace(".", "%2E")
+    if len(text) > _NAME_MAX:
+        raise InterceptorError(f"cgroup {cgroup_name}: its name is too long to be pinned")
+    return text
+
+
+def cgroup_name(directory: Path) -> str:
+    return unquote(directory.name)
 
 
 def make_directory(path: Path) -> None:
@@ -123,7 +144,8 @@ def locked(tree: PinTree, *, timeout_s: float = 10.0) -> Iterator[None]:
     """Hold the node's one lock; raises `Busy` when another holds it for longer.
 
     The lock is on the root directory itself, so that it needs no file of its own. Whoever
-    waited for a directory that an uninstall has removed meanwhile starts over.
+    waited for a directory that an uninstall has removed meanwhile starts over. A directory
+    that is empty at the end is removed: whoever failed leaves nothing behind.
     """
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -132,7 +154,11 @@ def locked(tree: PinTree, *, timeout_s: float = 10.0) -> Iterator[None]:
         try:
             _lock_before(fd, deadline_s, tree.root)
             if _is_still(tree.root, fd):
-                yield
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):
+                        tree.root.rmdir()
                 return
         finally:
             os.close(fd)

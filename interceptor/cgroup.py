@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,6 +73,13 @@ class Cgroup:
         except FileNotFoundError:
             raise InterceptorError(f"cgroup {self.name}: does not exist at {self.path}") from None
 
+    def and_ancestors(self) -> Iterator[Cgroup]:
+        """Itself and everything above it, without the root."""
+        name = self.name
+        while name != "/":
+            yield Cgroup(name)
+            name = name.rpartition("/")[0] or "/"
+
     def exists(self) -> bool:
         return self.path.is_dir()
 
@@ -108,17 +116,20 @@ class Cgroup:
         return True
 
 
+def all_ids() -> set[int]:
+    """Ids of every cgroup that there is, by a walk of the tree."""
+    found = set()
+    for directory, _, _ in os.walk(mount_point()):
+        with suppress(FileNotFoundError):
+            found.add(os.stat(directory).st_ino)
+    return found
+
+
 def find_by_id(cgroup_id: int) -> Cgroup | None:
     """The cgroup with this id, by a walk of the tree; None when it has been removed."""
     root = mount_point()
-    if root.stat().st_ino == cgroup_id:
-        return Cgroup("/")
-    for directory, names, _ in os.walk(root):
-        for name in names:
-            path = Path(directory, name)
-            try:
-                if path.stat().st_ino == cgroup_id:
-                    return Cgroup.of(path)
-            except FileNotFoundError:
-                continue
+    for directory, _, _ in os.walk(root):
+        with suppress(FileNotFoundError):
+            if os.stat(directory).st_ino == cgroup_id:
+                return Cgroup.of(directory)
     return None

@@ -265,7 +265,9 @@ class Object:
         if not self._handle:
             hint = "" if path.exists() else "build it with `make build`"
             raise KernelError(
-                f"open BPF object {path}", c.get_errno() or errno.EINVAL, log="".join(lines),
+                f"open BPF object {path}",
+                c.get_errno() or errno.EINVAL,
+                log="".join(lines),
                 hint=hint,
             )
 
@@ -388,9 +390,7 @@ def link_create(prog_fd: int, target_fd: int, attach: AttachType, target: str) -
 def link_update(link_fd: int, prog_fd: int, target: str) -> None:
     """Replace a link's program in one step: no connection sees a moment without one."""
     opts = _LinkUpdateOpts(sz=c.sizeof(_LinkUpdateOpts))
-    _checked(
-        f"update link of {target}", library().bpf_link_update, link_fd, prog_fd, c.byref(opts)
-    )
+    _checked(f"update link of {target}", library().bpf_link_update, link_fd, prog_fd, c.byref(opts))
 
 
 def link_detach(link_fd: int, target: str) -> None:

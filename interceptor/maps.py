@@ -107,9 +107,7 @@ class Maps:
         """Make a listening socket the agent's in this slot; the socket stays the caller's."""
         key, fd = struct.pack("=i", listener.fileno()), listener.fileno()
         libbpf.map_update(self._fds["listener_mark"], key, struct.pack("=I", mark))
-        libbpf.map_update(
-            self._fds["listeners"], struct.pack("=I", slot), struct.pack("=Q", fd)
-        )
+        libbpf.map_update(self._fds["listeners"], struct.pack("=I", slot), struct.pack("=Q", fd))
 
     def withdraw_listener(self, slot: ListenerSlot) -> None:
         libbpf.map_delete(self._fds["listeners"], struct.pack("=I", slot))
@@ -131,9 +129,7 @@ class Maps:
         """Steer exactly these local ports to the inbound listener."""
         wanted, present = set(ports), self.in_ports()
         for port in wanted - present:
-            libbpf.map_update(
-                self._fds["in_ports"], struct.pack("=I", port), struct.pack("=I", 1)
-            )
+            libbpf.map_update(self._fds["in_ports"], struct.pack("=I", port), struct.pack("=I", 1))
         for port in present - wanted:
             libbpf.map_delete(self._fds["in_ports"], struct.pack("=I", port))
 
@@ -152,13 +148,19 @@ class Maps:
     def set_destinations(self, kind: str, wanted: Iterable[Destination]) -> None:
         """Make the tries of this kind hold exactly `wanted`, by the difference."""
         wanted, present = set(wanted), self.destinations(kind)
-        for destination in wanted - present:
+        self.change_destinations(kind, add=wanted - present, remove=present - wanted)
+
+    def change_destinations(
+        self, kind: str, *, add: Iterable[Destination], remove: Iterable[Destination]
+    ) -> None:
+        """Write and delete single entries; `kind` is "include" or "exclude"."""
+        for destination in add:
             flags = DstFlag.LISTED
             if destination.is_loopback:
                 flags |= DstFlag.LOOPBACK
             fd, key = self._trie(kind, destination)
             libbpf.map_update(fd, key, struct.pack("=I", flags))
-        for destination in present - wanted:
+        for destination in remove:
             fd, key = self._trie(kind, destination)
             libbpf.map_delete(fd, key)
 
@@ -194,8 +196,6 @@ class Maps:
         cpus = libbpf.possible_cpus()
         totals = {}
         for reason in Reason:
-            raw = libbpf.map_lookup(
-                self._fds["counters"], struct.pack("=I", reason), 8 * cpus
-            )
+            raw = libbpf.map_lookup(self._fds["counters"], struct.pack("=I", reason), 8 * cpus)
             totals[reason] = sum(struct.unpack(f"={cpus}Q", raw)) if raw else 0
         return totals

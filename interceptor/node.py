@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 
-from interceptor import bpffs, cgroup, libbpf, links, programs
+from interceptor import bpffs, libbpf, links, programs
 from interceptor.abi import CfgFlag, CgroupFlag
-from interceptor.bpffs import PinTree, locked
-from interceptor.cgroup import Cgroup
+from interceptor.bpffs import PinTree, escaped, locked, make_directory
+from interceptor.cgroup import Cgroup, all_ids
 from interceptor.errors import InterceptorError, NotInstalled, Refused
 from interceptor.links import AGENT_HOOKS, ALL_HOOKS, NETNS_HOOKS, SCOPE_HOOKS, Hook, Target
 from interceptor.maps import Maps
@@ -30,8 +30,8 @@ DEFAULT_ROOT = Path("/sys/fs/bpf/moa")
 OWN_NETNS = Path("/proc/self/ns/net")
 
 _MARK_MOUNTED = "mounted-bpffs"
-_MARK_CGROUP = "created-agent-cgroup"
-_NEVER_SCOPED = ("sshd", "systemd", "systemd-logind", "dbus-daemon", "init")
+# OpenSSH 9.8 and later serve a login by sshd-session.
+_NEVER_SCOPED = ("sshd", "sshd-session", "systemd", "systemd-logind", "dbus-daemon", "init")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,10 @@ class Node:
     # Install
 
     def install(
-        self, settings: AgentSettings, *, features: Features | None = None,
+        self,
+        settings: AgentSettings,
+        *,
+        features: Features | None = None,
         object_path: Path = programs.OBJECT_PATH,
     ) -> InstallReport:
         """Bring programs, maps and the agent's hooks to this version; keeps what is attached.
@@ -110,16 +113,20 @@ class Node:
         features = features or probe_hooks()
         with locked(self.tree):
             loaded = programs.install(self.tree, features, object_path)
-            if settings.cgroup.create():
-                self.tree.mark(_MARK_CGROUP)
+            self._make_cgroup(settings.cgroup)
             with self.maps() as maps:
-                self._write_settings(maps, settings, spread=features.has(
-                    NETNS_HOOKS[0].attach))
+                self._write_settings(maps, settings, spread=features.has(NETNS_HOOKS[0].attach))
             self._attach_agent(settings, features)
             for scope in self._scope_directories():
-                self._attach_scope(Cgroup(PinTree.scope_name(scope)), features)
+                self._attach_scope(Cgroup(bpffs.cgroup_name(scope)), features)
         missing = tuple(h.name for h in ALL_HOOKS if not features.has(h.attach))
         return InstallReport(loaded.fresh, loaded.changed, missing)
+
+    def _make_cgroup(self, wanted: Cgroup) -> None:
+        """Marked first, so that a crash in between leaves nothing that is not known."""
+        for missing in reversed([c for c in wanted.and_ancestors() if not c.exists()]):
+            make_directory(self.tree.made_cgroups / escaped(missing.name))
+            missing.create()
 
     def _write_settings(self, maps: Maps, settings: AgentSettings, *, spread: bool) -> None:
         cfg = maps.cfg
@@ -181,15 +188,33 @@ class Node:
             refuse_dangerous(scope)
         with self._changing() as maps:
             for directory in self._scope_directories():
-                other = Cgroup(PinTree.scope_name(directory))
+                other = Cgroup(bpffs.cgroup_name(directory))
                 if other != scope and (other.holds(scope) or scope.holds(other)):
                     raise Refused(
                         f"cgroup {scope.name}: overlaps with {other.name}, which is in the mesh; "
                         f"take that out first (moactl mesh off --cgroup {other.name})"
                     )
-            policy = CgroupFlag.SHADOW if shadow else CgroupFlag(0)
-            maps.set_cgroup_policy(scope.id, policy)
-            self._attach_scope(scope)
+            fresh = not self.tree.scope(scope.name).is_dir()
+            self._set_shadow(maps, scope, shadow=shadow)
+            try:
+                self._attach_scope(scope)
+            except BaseException:
+                if fresh:
+                    self._detach_scope(maps, scope)
+                raise
+
+    def _set_shadow(self, maps: Maps, scope: Cgroup, *, shadow: bool) -> None:
+        mark = self.tree.shadows / escaped(scope.name)
+        if shadow:
+            make_directory(mark)
+        else:
+            bpffs.remove_tree(mark)
+        if scope.exists():
+            maps.set_cgroup_policy(scope.id, CgroupFlag.SHADOW if shadow else CgroupFlag(0))
+
+    def _detach_scope(self, maps: Maps, scope: Cgroup) -> None:
+        links.detach_all(self.tree.scope(scope.name))
+        self._set_shadow(maps, scope, shadow=False)
 
     def remove_scope(self, scope: Cgroup) -> bool:
         """Stop looking at a cgroup; False when it was not in the mesh."""
@@ -197,9 +222,7 @@ class Node:
             directory = self.tree.scope(scope.name)
             if not directory.is_dir():
                 return False
-            links.detach_all(directory)
-            if scope.exists():
-                maps.set_cgroup_policy(scope.id, CgroupFlag(0))
+            self._detach_scope(maps, scope)
             return True
 
     def reconcile(self) -> list[str]:
@@ -207,13 +230,17 @@ class Node:
 
         A unit that systemd restarts gets a new cgroup of the same name.
         """
-        with self._changing():
+        with self._changing() as maps:
             mended = []
             for directory in self._scope_directories():
-                scope = Cgroup(PinTree.scope_name(directory))
+                scope = Cgroup(bpffs.cgroup_name(directory))
                 if scope.exists() and links.is_lost(directory, scope.id):
+                    shadow = (self.tree.shadows / directory.name).is_dir()
+                    self._set_shadow(maps, scope, shadow=shadow)
                     self._attach_scope(scope)
                     mended.append(scope.name)
+            if mended:
+                _forget_removed_cgroups(maps)
             return mended
 
     def scopes(self) -> list[Scope]:
@@ -222,7 +249,7 @@ class Node:
             policies = maps.cgroup_policies()
         found = []
         for directory in self._scope_directories():
-            scope = Cgroup(PinTree.scope_name(directory))
+            scope = Cgroup(bpffs.cgroup_name(directory))
             inode = scope.id if scope.exists() else None
             lost = inode is None or links.is_lost(directory, inode)
             found.append(
@@ -255,23 +282,23 @@ class Node:
         if not self.tree.root.is_dir():
             return removal
         with locked(self.tree):
-            agent_cgroup = self._agent_cgroup()
             self._switch_off()
             for directory in self._scope_directories():
-                name = PinTree.scope_name(directory)
+                name = bpffs.cgroup_name(directory)
                 links.detach_all(directory)
                 removal.removed.append(f"hooks of cgroup {name}")
             links.detach_all(self.tree.agent_links)
             mounted_by_us = self.tree.is_marked(_MARK_MOUNTED)
-            cgroup_by_us = self.tree.is_marked(_MARK_CGROUP)
+            made_cgroups = [Cgroup(name) for name in self.tree.marked_cgroups()]
             for path in sorted(self.tree.root.iterdir()):
                 bpffs.remove_tree(path)
                 removal.removed.append(str(path))
-            if agent_cgroup and cgroup_by_us and not agent_cgroup.remove():
-                removal.left.append(
-                    f"cgroup {agent_cgroup.name}: processes "
-                    f"{', '.join(map(str, agent_cgroup.processes()))} are still in it"
-                )
+            for made in made_cgroups:
+                if not made.remove():
+                    removal.left.append(
+                        f"cgroup {made.name}: processes "
+                        f"{', '.join(map(str, made.processes()))} are still in it"
+                    )
             shutil.rmtree(self.tree.root)
         bpffs.unmount_if_ours(Path("/sys/fs/bpf"), ours=mounted_by_us)
         return removal
@@ -281,12 +308,12 @@ class Node:
             with self.maps() as maps:
                 maps.set_flags(CfgFlag.ENABLED, on=False)
 
-    def _agent_cgroup(self) -> Cgroup | None:
-        if not self.is_installed() or not (self.tree.maps / "cfg").exists():
-            return None
-        with self.maps() as maps:
-            cgroup_id = int(maps.cfg.agent_cgroup_id)
-        return cgroup.find_by_id(cgroup_id) if cgroup_id else None
+
+def _forget_removed_cgroups(maps: Maps) -> None:
+    """A unit that restarts for years would otherwise fill the map of policies."""
+    alive = all_ids()
+    for cgroup_id in maps.cgroup_policies().keys() - alive:
+        maps.set_cgroup_policy(cgroup_id, CgroupFlag(0))
 
 
 def refuse_dangerous(scope: Cgroup) -> None:

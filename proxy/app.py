@@ -102,9 +102,7 @@ class ProxyApp:
         self._shut = False
         self._draining = False
         self._empty = asyncio.Event()
-        router = Router(
-            zone=settings.zone, default_group=settings.default_group, pre=settings.pre
-        )
+        router = Router(zone=settings.zone, default_group=settings.default_group, pre=settings.pre)
         self.forwarder = Forwarder(
             self._loop,
             settings.forward,
@@ -285,9 +283,7 @@ class ProxyApp:
         """The sizes of things at this moment, for metrics and status."""
         sessions = self.sessions.values()
         return {
-            "outbound_connections": sum(
-                s.peer.direction is Direction.OUTBOUND for s in sessions
-            ),
+            "outbound_connections": sum(s.peer.direction is Direction.OUTBOUND for s in sessions),
             "inbound_connections": sum(s.peer.direction is Direction.INBOUND for s in sessions),
             "raw_connections": sum(s.mode is Mode.RAW for s in sessions),
             "upstream_connections": sum(p.connections for p in self.forwarder.pools.values()),

@@ -8,7 +8,7 @@ import click
 
 from installer.cli import registry_access
 from installer.cli.failure import Failure, note
-from installer.cli.output import Table, duration, emit
+from installer.cli.output import Table, emit
 from installer.cli.session import Session, pass_session, shared_options
 from installer.client import AgentNotRunning
 from proxy.core.model import ANY_GROUP, DEFAULT_WEIGHT, Address, Instance, ServiceKey
@@ -51,7 +51,9 @@ def show(session: Session, name: str) -> None:
     source, services = _services(session)
     found = [s for s in services if s["uri"] == uri and (not group or s["group"] == group)]
     if not found:
-        raise Failure(f"service {name}: the {source} knows none of that name", "moactl service list")
+        raise Failure(
+            f"service {name}: the {source} knows none of that name", "moactl service list"
+        )
     rows = [(s["group"], *_instance_row(i)) for s in found for i in s["instances"]]
     headings = ("GROUP", "ADDRESS", "WEIGHT", "ZONE", "PRE", "PROTOCOLS", "HEALTH", "IN FLIGHT")
     table = Table(headings, rows, title=uri, empty="no instances")
@@ -164,14 +166,16 @@ def _instance(instance: Instance) -> dict[str, Any]:
 
 def _instance_row(instance: dict[str, Any]) -> tuple[object, ...]:
     names = ("address", "weight", "zone", "pre", "protocols")
-    health = instance.get("health") or {}
-    state = health.get("state")
-    until_s = health.get("until_s")
-    if until_s:
-        state = f"{state}, {duration(until_s)} more"
-    return (*(instance.get(name) for name in names), state, instance.get("in_flight"))
+    values = [instance.get(name) for name in names]
+    return (*values, _health(instance), instance.get("in_flight"))
+
+
+def _health(instance: dict[str, Any]) -> str | None:
+    return (instance.get("health") or {}).get("state")
 
 
 def _usable(entry: dict[str, Any]) -> object:
-    states = [(i.get("health") or {}).get("state") for i in entry["instances"]]
-    return None if None in states else sum(state != "ejected" for state in states)
+    states = [_health(instance) for instance in entry["instances"]]
+    if None in states:
+        return None
+    return sum(not str(state).startswith("ejected") for state in states)

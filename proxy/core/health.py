@@ -98,7 +98,7 @@ class HealthBook:
         out = [i.address for i in instances if self._is_out(i.address, now_s)]
         if not out or len(out) == len(instances):
             return instances
-        allowed = min(int(len(instances) * self._settings.max_ejected), len(instances) - 1)
+        allowed = int(len(instances) * self._settings.max_ejected)
         out.sort(key=lambda address: (-self._records[address].ejected_until_s, address))
         left_out = frozenset(out[:allowed])
         return tuple(i for i in instances if i.address not in left_out) if left_out else instances
@@ -116,6 +116,17 @@ class HealthBook:
         if self._is_out(address, now_s):
             return "half-open, a probe is under way"
         return "half-open, the next request is the probe"
+
+    def describe(self, address: Address, now_s: float) -> dict[str, str | float | int | None]:
+        """The same for programs: `state`, `until_s` (seconds from now) and `failures`."""
+        record = self._records.get(address)
+        if record is None or address not in self._ejected:
+            failures = 0 if record is None else record.failures
+            return {"state": "healthy", "until_s": None, "failures": failures}
+        left_s = record.ejected_until_s - now_s
+        if left_s > 0:
+            return {"state": "ejected", "until_s": round(left_s, 3), "failures": record.failures}
+        return {"state": "half-open", "until_s": None, "failures": record.failures}
 
     def retain(self, addresses: Set[Address]) -> None:
         """Forget every address that is not among these; for each new table."""

@@ -104,8 +104,21 @@ class Exchange:
     """A request and the way to its one reply."""
 
     __slots__ = (
-        "_attempt", "_candidates", "_counts", "_deadline_s", "_done", "_forwarder", "_on_reply", "_pool", "_request",
-        "_route", "_sent_on", "_timer", "_tried", "_waiter", "instance",
+        "_attempt",
+        "_candidates",
+        "_counts",
+        "_deadline_s",
+        "_done",
+        "_forwarder",
+        "_on_reply",
+        "_pool",
+        "_request",
+        "_route",
+        "_sent_on",
+        "_timer",
+        "_tried",
+        "_waiter",
+        "instance",
     )
 
     def __init__(

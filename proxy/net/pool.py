@@ -72,8 +72,17 @@ class Pool:
     """Hands out connections to one address and takes them back."""
 
     __slots__ = (
-        "_closed", "_dials", "_idle", "_lent", "_loop", "_pinging", "_settings", "_timer",
-        "_waiting", "address", "source",
+        "_closed",
+        "_dials",
+        "_idle",
+        "_lent",
+        "_loop",
+        "_pinging",
+        "_settings",
+        "_timer",
+        "_waiting",
+        "address",
+        "source",
     )
 
     def __init__(

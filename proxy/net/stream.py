@@ -37,9 +37,23 @@ class Stream:
     """
 
     __slots__ = (
-        "_buffered", "_closed", "_eof_wanted", "_fd", "_flush_close", "_loop", "_out", "_paused",
-        "_peer_done", "_writing", "bytes_in", "bytes_out", "on_close", "on_data", "on_drain",
-        "on_eof", "sock",
+        "_buffered",
+        "_closed",
+        "_eof_wanted",
+        "_fd",
+        "_flush_close",
+        "_loop",
+        "_out",
+        "_paused",
+        "_peer_done",
+        "_writing",
+        "bytes_in",
+        "bytes_out",
+        "on_close",
+        "on_data",
+        "on_drain",
+        "on_eof",
+        "sock",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:

@@ -26,8 +26,16 @@ class Upstream:
     """
 
     __slots__ = (
-        "_lost", "_on_loss", "_on_reply", "_parser", "address", "heard_s", "on_idle_loss",
-        "on_unsolicited", "stream", "used_s",
+        "_lost",
+        "_on_loss",
+        "_on_reply",
+        "_parser",
+        "address",
+        "heard_s",
+        "on_idle_loss",
+        "on_unsolicited",
+        "stream",
+        "used_s",
     )
 
     def __init__(

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -15,7 +16,7 @@ from interceptor.abi import Reason
 from interceptor.cgroup import Cgroup
 from interceptor.maps import Destination, Maps
 from interceptor.node import AgentSettings, Node
-from tests.support.lab import Lab, LabNode, Running, wait_until
+from tests.support.lab import Lab, LabNode, Running, enter_netns, wait_until
 
 OUTBOUND, INBOUND = 15001, 15006
 PORT = 5000
@@ -176,3 +177,14 @@ def answered_by_agent(answer: Answer, dialled: str) -> None:
     """Assert that the agent got the connection, and was told what the caller had dialled."""
     assert answer["slot"] in ("OUT4", "OUT6"), answer
     assert answer["original"] == dialled, answer
+
+
+def in_namespace(node: LabNode, make: Callable[[], socket.socket]) -> socket.socket:
+    """A socket of this process in the node's network namespace, made by a thread there."""
+
+    def enter() -> socket.socket:
+        enter_netns(node.netns)
+        return make()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(enter).result()

@@ -224,9 +224,9 @@ def test_link_local_destination_is_left_alone(meshed: Mesh) -> None:
     assert meshed.node.do(action)["slot"] == "DIRECT"
 
 
-def test_multipath_tcp_socket_is_left_alone_or_redirected_whole(meshed: Mesh) -> None:
-    """Go's listeners, and some dialers, ask for MPTCP; either way the call must succeed."""
-    meshed.serve_far()
+def test_multipath_tcp_socket(meshed: Mesh) -> None:
+    """Its first subflow is what connects: redirected whole, but the socket that the service
+    holds is another one, whose peer name the kernel does not let us answer."""
 
     def action() -> Answer:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP) as sock:
@@ -235,8 +235,8 @@ def test_multipath_tcp_socket_is_left_alone_or_redirected_whole(meshed: Mesh) ->
             return read_line(sock) | {"getpeername": list(sock.getpeername())}
 
     answer = meshed.node.do(action)
-    assert answer["slot"] == "DIRECT" or answer["original"] == "10.77.0.2:5000"
-    assert answer["getpeername"] == ["10.77.0.2", PORT]
+    answered_by_agent(answer, "10.77.0.2:5000")
+    assert answer["getpeername"] == answer["local"]
 
 
 def test_marked_socket_is_left_alone(lab_mesh_with_mark: Mesh) -> None:

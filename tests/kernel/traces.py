@@ -92,7 +92,5 @@ def _attached() -> list[str]:
 
 
 def _bpftool(*arguments: str) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        ["bpftool", "-j", *arguments], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["bpftool", "-j", *arguments], capture_output=True, text=True, check=True)
     return [item for item in json.loads(done.stdout or "[]") if isinstance(item, dict)]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import select
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -177,8 +177,9 @@ class LabNode:
             env={**os.environ, "PYTHONPATH": str(REPO)},
         )
 
-    def do(self, action: Callable[[], Any], *, cgroup: Cgroup | None = None,
-           timeout_s: float = 30.0) -> Any:
+    def do(
+        self, action: Callable[[], Any], *, cgroup: Cgroup | None = None, timeout_s: float = 30.0
+    ) -> Any:
         """Run a function in a forked child on this node; its JSON-able result.
 
         The child's exception comes back as `LabError` with its traceback.
@@ -267,7 +268,10 @@ class Lab:
     def _ip(self, node: str, *lines: str) -> None:
         subprocess.run(
             ["ip", "-n", f"{self.id}-{node}", "-batch", "-"],
-            input="\n".join(lines), text=True, check=True, capture_output=True,
+            input="\n".join(lines),
+            text=True,
+            check=True,
+            capture_output=True,
         )
 
     def add_node(self, name: str) -> LabNode:

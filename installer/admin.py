@@ -1,0 +1,201 @@
+"""What a running agent tells: HTTP on a unix socket that only root and the agent can open.
+
+docs/CLI.md has the JSON of each answer. Nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from installer.config import Config
+from proxy.app import ProxyApp
+from proxy.core.model import Instance, ServiceKey
+from proxy.net.session import Session
+from proxy.obs.metrics import exposition
+
+SOCKET_NAME = "agent.sock"
+
+log = structlog.get_logger("admin")
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(slots=True)
+class AgentFacts:
+    """What the agent knows of itself besides the proxy; `loop_lag_ms` is of the last beat."""
+
+    config: Config
+    config_path: Path | None
+    generation: int
+    started_unix_s: float
+    loop_lag_ms: float = 0.0
+
+
+class Admin:
+    """Serves until `close`."""
+
+    def __init__(self, app: ProxyApp, facts: AgentFacts) -> None:
+        self._app = app
+        self._facts = facts
+        self._runner: web.AppRunner | None = None
+        self._path = facts.config.agent.runtime_dir / SOCKET_NAME
+
+    async def start(self) -> None:
+        """Listen; the caller holds the agent's lock, so that a socket there is a leftover."""
+        web_app = web.Application(middlewares=[_only_root])
+        web_app.add_routes(
+            [
+                web.get("/v1/status", self._status),
+                web.get("/v1/conns", self._conns),
+                web.get("/v1/services", self._services),
+                web.get("/v1/registry", self._registry),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        self._runner = web.AppRunner(web_app, access_log=None)
+        await self._runner.setup()
+        self._path.unlink(missing_ok=True)
+        previous = os.umask(0o177)
+        try:
+            await web.UnixSite(self._runner, str(self._path)).start()
+        finally:
+            os.umask(previous)
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._path.unlink(missing_ok=True)
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        app, facts, gauges = self._app, self._facts, self._app.gauges()
+        listeners = app.listeners.all() if app.listeners else []
+        ports = {"outbound": app.settings.outbound_port, "inbound": app.settings.inbound_port}
+        metrics = app.metrics
+        return web.json_response(
+            {
+                "version": version("moa-interceptor"),
+                "pid": os.getpid(),
+                "generation": facts.generation,
+                "started_unix_s": facts.started_unix_s,
+                "uptime_s": round(time.time() - facts.started_unix_s, 3),
+                "config_path": str(facts.config_path) if facts.config_path else None,
+                "node": facts.config.node.name,
+                "zone": facts.config.node.zone,
+                "connections": {
+                    kind: gauges[f"{kind}_connections"]
+                    for kind in ("outbound", "inbound", "raw", "upstream")
+                },
+                "requests": {
+                    "total": metrics.requests,
+                    "ok": metrics.ok,
+                    "failed": metrics.failed,
+                    "retried": metrics.retried,
+                    "in_flight": metrics.in_flight,
+                },
+                "registry": self._registry_facts(),
+                "listeners": {
+                    side: [_text(s) for s in listeners if s.getsockname()[1] == port]
+                    for side, port in ports.items()
+                },
+                "loop_lag_ms": round(facts.loop_lag_ms, 3),
+            }
+        )
+
+    def _registry_facts(self) -> dict[str, Any]:
+        facts = asdict(self._app.registry.status())
+        facts["broken"] = list(facts.pop("broken_examples"))
+        return facts
+
+    async def _registry(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._registry_facts())
+
+    async def _conns(self, _request: web.Request) -> web.Response:
+        now_s = self._app.forwarder.loop.time()
+        sessions = self._app.sessions.items()
+        return web.json_response(
+            {"conns": [_conn(number, session, now_s) for number, session in sessions]}
+        )
+
+    async def _services(self, _request: web.Request) -> web.Response:
+        table = self._app.forwarder.table.instances_by_key
+        return web.json_response(
+            {"services": [self._service(key, table[key]) for key in sorted(table, key=str)]}
+        )
+
+    def _service(self, key: ServiceKey, instances: tuple[Instance, ...]) -> dict[str, Any]:
+        forwarder = self._app.forwarder
+        now_s = forwarder.loop.time()
+        return {
+            "uri": key.uri,
+            "group": key.group,
+            "instances": [
+                {
+                    "address": str(i.address),
+                    "weight": i.weight,
+                    "zone": i.zone,
+                    "pre": i.pre,
+                    "protocols": list(i.protocols),
+                    "timeout_ms": i.timeout_ms,
+                    "app": i.app,
+                    "health": forwarder.health.describe(i.address, now_s),
+                    "in_flight": forwarder.load(i.address),
+                }
+                for i in instances
+            ],
+        }
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        body = exposition(self._app.metrics, self._app.gauges)
+        return web.Response(body=body, content_type="text/plain", charset="utf-8")
+
+
+@web.middleware
+async def _only_root(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """The mode of the socket keeps others out; this holds even when somebody changes it."""
+    sock = request.transport.get_extra_info("socket") if request.transport else None
+    if sock is None:
+        return web.json_response({"error": "the peer has gone"}, status=403)
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _pid, uid, _gid = struct.unpack("3i", raw)
+    if uid not in (0, os.geteuid()):
+        return web.json_response({"error": f"user {uid} may not ask"}, status=403)
+    try:
+        return await handler(request)
+    except web.HTTPException as e:
+        return web.json_response({"error": e.reason}, status=e.status)
+    except Exception as e:
+        log.exception("admin request failed", path=request.path)
+        return web.json_response({"error": f"{type(e).__name__}: {e}"}, status=500)
+
+
+def _text(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _conn(number: int, session: Session, now_s: float) -> dict[str, Any]:
+    peer, upstream = session.peer, session.upstream
+    return {
+        "id": number,
+        "direction": peer.direction.value,
+        "client": str(peer.client),
+        "original": str(peer.original) if peer.original else None,
+        "mode": session.mode.value,
+        "service": session.service or None,
+        "upstream": str(upstream) if upstream else None,
+        "age_s": round(now_s - session.started_s, 3),
+        "requests": session.requests,
+        "bytes_in": session.client.bytes_in,
+        "bytes_out": session.client.bytes_out,
+    }

@@ -1,0 +1,189 @@
+"""moa-agent: the kernel side and the proxy wired together, from start to drain.
+
+Order of the start: lock, own cgroup, programs (which change nothing while no agent beats),
+registry, listeners, and only then the gate. Order of the end: gate shut, connections
+drained. Whatever fails in between ends the process, and the kernel lets traffic pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from installer import logs
+from installer.admin import Admin, AgentFacts
+from installer.app_settings import app_settings, kernel_settings, open_registry
+from installer.config import DEFAULT_PATH, Config, ConfigError, load
+from installer.kernel_gate import KernelGate
+from interceptor.cgroup import Cgroup
+from interceptor.errors import Busy, InterceptorError
+from interceptor.maps import Maps
+from interceptor.node import Node
+from proxy.app import ProxyApp
+from proxy.registry.base import Registry, RegistryError, RegistryState
+
+RECONCILE_S = 1.0
+FIRST_TABLE_S = 3.0
+"""How long the gate stays shut for the registry's first answer; then it opens anyway."""
+
+_SPARE_DESCRIPTORS = 1024
+
+log = structlog.get_logger("agent")
+
+
+def main() -> None:
+    """`moa-agent [CONFIG]`: what the unit file starts."""
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    if path is None and DEFAULT_PATH.exists():
+        path = DEFAULT_PATH
+    try:
+        run(load(path) if path else Config(), path)
+    except (ConfigError, InterceptorError, RegistryError, OSError) as e:
+        sys.exit(f"moa-agent: {e}")
+
+
+def run(config: Config, config_path: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT; raises what makes it impossible."""
+    logs.configure(config.agent.log_level)
+    for directory in (config.agent.runtime_dir, config.agent.state_dir):
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with _only_one(config.agent.runtime_dir):
+        _raise_descriptor_limit(config.agent.max_connections)
+        cgroup = Cgroup.of(config.agent.cgroup)
+        node = Node(config.bpf.root)
+        report = node.install(kernel_settings(config))
+        # Before the first socket: sockets keep the cgroup that they were created in.
+        cgroup.add(os.getpid())
+        log.info(
+            "installed",
+            root=str(config.bpf.root),
+            fresh=report.fresh,
+            changed=list(report.changed_programs),
+            missing_hooks=list(report.missing_hooks),
+        )
+        with node.maps() as maps:
+            uvloop.run(_serve(config, config_path, node, maps))
+
+
+@contextmanager
+def _only_one(runtime_dir: Path) -> Iterator[None]:
+    """Hold the agent's lock; raises `Busy` with the other's process id."""
+    path = runtime_dir / "agent.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise Busy(
+                f"lock {path}: an agent runs already (process {other}); stop that one first"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _raise_descriptor_limit(max_connections: int) -> None:
+    """A connection takes up to two descriptors."""
+    wanted = 2 * max_connections + _SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        log.warning("descriptor limit is low", wanted=wanted, have=hard)
+
+
+async def _serve(config: Config, config_path: Path | None, node: Node, maps: Maps) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(
+        signal.SIGHUP, log.warning, "SIGHUP ignored: a configuration is read once, at the start"
+    )
+    gate = KernelGate(node, maps, config)
+    registry = open_registry(config)
+    facts = AgentFacts(config, config_path, gate.generation, time.time())
+    app = ProxyApp(app_settings(config), registry, gate, gate.is_local)
+    admin = Admin(app, facts)
+    async with asyncio.TaskGroup() as group:
+        background = [group.create_task(registry.run())]
+        await _first_table(registry)
+        gate.take_over()
+        gate.follow(registry.table, loop.time())
+        gate.reconcile()
+        app.start()
+        registry.subscribe(lambda table: gate.follow(table, loop.time()))
+        background.append(group.create_task(_beat(gate, facts, config.agent.heartbeat_ms / 1000)))
+        background.append(group.create_task(_reconcile(gate)))
+        await admin.start()
+        # Start-up garbage is done with; what is left lives as long as the agent.
+        gc.collect()
+        gc.freeze()
+        log.info("ready", generation=gate.generation, registry=registry.status().state.value)
+        await stop.wait()
+        log.info("draining", connections=len(app.sessions))
+        await app.drain(config.agent.drain_timeout_s)
+        await admin.close()
+        for task in background:
+            task.cancel()
+    log.info("stopped")
+
+
+async def _first_table(registry: Registry) -> None:
+    """Wait for the registry's first word, within reason: routing without a table is no help."""
+    changed = asyncio.Event()
+    unsubscribe = registry.subscribe(lambda _table: changed.set())
+    try:
+        async with asyncio.timeout(FIRST_TABLE_S):
+            while registry.status().state is RegistryState.STARTING:
+                changed.clear()
+                try:
+                    async with asyncio.timeout(0.05):
+                        await changed.wait()
+                except TimeoutError:
+                    continue
+    except TimeoutError:
+        log.warning("registry is silent", state=registry.status().state.value)
+    finally:
+        unsubscribe()
+
+
+async def _beat(gate: KernelGate, facts: AgentFacts, interval_s: float) -> None:
+    """Tell the kernel that the event loop turns; what is late shows how busy it is."""
+    loop = asyncio.get_running_loop()
+    due_s = loop.time()
+    while True:
+        gate.beat()
+        facts.loop_lag_ms = max(0.0, (loop.time() - due_s) * 1000)
+        due_s = loop.time() + interval_s
+        await asyncio.sleep(interval_s)
+
+
+async def _reconcile(gate: KernelGate) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(RECONCILE_S)
+        gate.reconcile()
+        gate.tick(loop.time())
+
+
+if __name__ == "__main__":
+    main()

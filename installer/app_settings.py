@@ -1,0 +1,82 @@
+"""What the proxy and the kernel side need, taken out of a node's configuration."""
+
+from __future__ import annotations
+
+from installer.config import Config
+from interceptor.cgroup import Cgroup
+from interceptor.node import AgentSettings
+from proxy.app import AppSettings
+from proxy.net.forward import ForwardSettings
+from proxy.net.lane import LaneSettings
+from proxy.net.pool import PoolSettings
+from proxy.net.session import SessionSettings
+from proxy.registry.base import Registry
+from proxy.registry.endpoint import RedisEndpoint
+from proxy.registry.redis import RedisRegistry, RedisTimes
+from proxy.registry.static import StaticRegistry
+from proxy.wire.resp import Limits
+
+_FRAMING_BYTES = 64 * 1024
+"""What a request may have besides its one large element."""
+
+
+def kernel_settings(config: Config) -> AgentSettings:
+    """For `Node.install`."""
+    return AgentSettings(
+        cgroup=Cgroup.of(config.agent.cgroup),
+        outbound_port=config.agent.outbound_port,
+        inbound_port=config.agent.inbound_port,
+        mark=config.bpf.mark,
+        heartbeat_max_age_ns=config.bpf.heartbeat_max_age_ms * 1_000_000,
+    )
+
+
+def app_settings(config: Config) -> AppSettings:
+    """For `ProxyApp`."""
+    limits, routing = config.limits, config.routing
+    wire = Limits(
+        max_element=limits.max_request_bytes,
+        max_frame=limits.max_request_bytes + _FRAMING_BYTES,
+        max_inline=min(Limits().max_inline, limits.max_request_bytes),
+    )
+    connect_timeout_s = routing.connect_timeout_ms / 1000
+    return AppSettings(
+        outbound_port=config.agent.outbound_port,
+        inbound_port=config.agent.inbound_port,
+        max_connections=config.agent.max_connections,
+        zone=config.node.zone,
+        default_group=routing.default_group,
+        pre=routing.pre,
+        session=SessionSettings(
+            limits=wire,
+            max_pending_bytes=limits.max_pending_bytes,
+            pipeline_depth=limits.pipeline_depth,
+            detect_wait_s=limits.detect_wait_ms / 1000,
+            request_read_timeout_s=limits.request_read_timeout_ms / 1000,
+            lane=LaneSettings(wire, connect_timeout_s, config.bpf.mark),
+        ),
+        forward=ForwardSettings(
+            timeout_s=routing.timeout_ms / 1000,
+            pool=PoolSettings(
+                size=limits.pool_size,
+                queue=limits.pool_queue,
+                connect_timeout_s=connect_timeout_s,
+                idle_ping_s=limits.idle_ping_s,
+                idle_close_s=limits.idle_close_s,
+                mark=config.bpf.mark,
+                limits=wire,
+            ),
+        ),
+    )
+
+
+def open_registry(config: Config) -> Registry:
+    """The registry that the configuration names; nothing is read yet."""
+    if config.registry.kind == "static":
+        return StaticRegistry(config.registry.file)
+    assert config.registry.url is not None  # Config refuses kind = "redis" without it
+    return RedisRegistry(
+        RedisEndpoint.parse(config.registry.url.get_secret_value()),
+        last_known=config.last_known_path,
+        times=RedisTimes(sweep_interval=config.registry.sweep_s),
+    )

@@ -1,0 +1,94 @@
+"""`moactl doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from installer.cli.output import Block, Table, emit
+from installer.cli.session import Session, pass_session, shared_options
+from installer.config import Config, ConfigError, load
+from installer.doctor import check as doctor_check
+from installer.doctor import probes as doctor_probes
+from installer.doctor.check import Check, Finding, Status
+from installer.doctor.checks import ALL_CHECKS
+from installer.doctor.probes import Probes
+
+
+@click.command()
+@click.argument("ids", metavar="[CHECK]...", nargs=-1)
+@click.option("--pre", is_flag=True, help="Only what makes sense before an installation.")
+@shared_options
+@pass_session
+@click.pass_context
+def doctor(ctx: click.Context, session: Session, ids: tuple[str, ...], pre: bool) -> None:
+    """Say what is wrong here and what to do; changes nothing.
+
+    Exit code 1 when any check fails; warnings do not count. CHECK names checks to run alone.
+    docs/CHECKS.md explains each.
+    """
+    findings = list(doctor_check.run(_chosen(ids, pre), _probes(session)))
+    failed = sum(finding.result.status is Status.FAIL for finding in findings)
+    warned = sum(finding.result.status is Status.WARN for finding in findings)
+    data = {
+        "failed": failed,
+        "warned": warned,
+        "checks": [_json(finding) for finding in findings],
+    }
+    emit(session, "doctor/1", data, *_blocks(findings, failed, warned))
+    ctx.exit(1 if failed else 0)
+
+
+def _chosen(ids: tuple[str, ...], pre: bool) -> list[Check]:
+    known = {check.id for check in ALL_CHECKS}
+    if unknown := [name for name in ids if name not in known]:
+        raise click.UsageError(f"no check {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    return [
+        check
+        for check in ALL_CHECKS
+        if (not ids or check.id in ids) and (check.before_install or not pre)
+    ]
+
+
+def _probes(session: Session) -> Probes:
+    """A broken configuration is a finding here, not an error."""
+    config, problems = Config(), ()
+    path = session.config_file
+    if path is not None:
+        try:
+            config = load(path)
+        except ConfigError as error:
+            problems = error.problems
+    root = session.root or config.bpf.root
+    return doctor_probes.of_this_machine(config, path, problems, root)
+
+
+def _json(finding: Finding) -> dict[str, object]:
+    check = finding.check
+    return {
+        "id": check.id,
+        "title": check.title,
+        "severity": check.severity,
+        **asdict(finding.result),
+        "documentation": check.documentation,
+    }
+
+
+def _blocks(findings: list[Finding], failed: int, warned: int) -> list[Block]:
+    rows = [(_word(f.result.status), f.check.id, f.result.seen) for f in findings]
+    blocks: list[Block] = [Table(("", "CHECK", "SEEN"), rows)]
+    for finding in findings:
+        if finding.result.todo:
+            blocks += [
+                "",
+                f"{_word(finding.result.status)} {finding.check.id}: {finding.check.title}",
+                f"  seen: {finding.result.seen}",
+                f"  todo: {finding.result.todo}",
+                f"  more: {finding.check.documentation}",
+            ]
+    return [*blocks, "", f"{len(findings)} checks: {failed} failed, {warned} warnings"]
+
+
+def _word(status: Status) -> str:
+    return "FAIL" if status is Status.FAIL else str(status)

@@ -1,0 +1,1 @@
+"""Checks of a node: what was seen, and what to do about it (docs/CHECKS.md)."""

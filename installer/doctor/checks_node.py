@@ -1,0 +1,154 @@
+"""Checks of this node's installation: configuration, registry, ports, agent, pins, scopes."""
+
+from __future__ import annotations
+
+from redis.exceptions import RedisError
+
+from installer.client import AgentError
+from installer.doctor.check import Check, Result, Severity, fail, ok, skip, warn
+from installer.doctor.probes import REGISTRY_DEADLINE_S, Probes
+from installer.node_state import Installed
+from interceptor.errors import InterceptorError
+from proxy.registry.base import RegistryError
+
+
+def _config(probes: Probes) -> Result:
+    if probes.config_problems:
+        return fail(
+            "; ".join(probes.config_problems), "correct it; moactl config example shows all"
+        )
+    if probes.config_file is None:
+        return ok("none: the built-in defaults count")
+    return ok(f"{probes.config_file} is valid")
+
+
+def _registry(probes: Probes) -> Result:
+    config = probes.config.registry
+    if config.kind == "static" and not config.file.exists():
+        return warn(f"{config.file} does not exist: no services", "write it, or set registry.*")
+    try:
+        return ok(probes.registry())
+    except TimeoutError:
+        return fail(
+            f"no answer within {REGISTRY_DEADLINE_S:g} s", "check registry.url and the Redis"
+        )
+    except (RegistryError, RedisError, OSError) as error:
+        key = "registry.file" if config.kind == "static" else "registry.url and the Redis"
+        return fail(str(error) or type(error).__name__, f"check {key}")
+
+
+def _ports(probes: Probes) -> Result:
+    agent = probes.config.agent
+    wanted = {agent.outbound_port: "agent.outbound_port", agent.inbound_port: "agent.inbound_port"}
+    state = _installed_or_none(probes)
+    own = set(state.agent_pids) if state else set()
+    strangers = [
+        f"{listener.port} is taken by {listener.process or 'an unknown process'} "
+        f"(process {listener.pid or 'not to be seen from here'})"
+        for listener in probes.listeners()
+        if listener.port in wanted and listener.pid not in own
+    ]
+    if strangers:
+        return fail(
+            "; ".join(sorted(set(strangers))), f"free it, or set {' or '.join(wanted.values())}"
+        )
+    taken = {listener.port for listener in probes.listeners()} & wanted.keys()
+    return ok(f"{', '.join(map(str, wanted))}: {'the agent listens' if taken else 'free'}")
+
+
+def _agent(probes: Probes) -> Result:
+    state = _installed(probes)
+    if not isinstance(state, Installed):
+        return state
+    beat = state.heartbeat
+    if not beat.fresh:
+        seen = (
+            f"last heartbeat {beat.age_s:.1f} s ago" if beat.age_s is not None else "no heartbeat"
+        )
+        if state.agent_pids:
+            pids = ", ".join(map(str, state.agent_pids))
+            return fail(
+                f"{seen}, though process {pids} is there: it hangs, or is starting or stopping",
+                "look at its log; restart it if this lasts. Connections go straight meanwhile",
+            )
+        return fail(f"{seen}, limit {beat.max_age_s:g} s", "moactl agent run, or start its unit")
+    if not state.listeners:
+        return fail("it lives, but no listener is published", "look at its log; restart it")
+    try:
+        pid = probes.agent_pid()
+    except (AgentError, KeyError, ValueError, OSError) as error:
+        return warn(f"it serves, but its control socket does not: {error}", "look at its log")
+    return ok(f"process {pid}, last heartbeat {beat.age_s:.1f} s ago, {', '.join(state.listeners)}")
+
+
+def _stale_pins(probes: Probes) -> Result:
+    root = probes.tree.root
+    try:
+        state = probes.installed()
+    except InterceptorError as error:
+        return fail(str(error), "moactl agent run, or moactl uninstall")
+    if state is None:
+        if root.is_dir():
+            return warn(f"{root} is there and empty", "moactl uninstall")
+        return ok("none")
+    if state.heartbeat.fresh or state.agent_pids:
+        return ok(f"{root} is in use")
+    try:
+        pid = probes.agent_pid()
+    except (AgentError, KeyError, ValueError, OSError):
+        return warn(
+            f"{root} is there and no agent is: connections go straight",
+            "moactl agent run takes it over, moactl uninstall removes it",
+        )
+    return ok(f"process {pid} answers for {root}")
+
+
+def _scopes(probes: Probes) -> Result:
+    state = _installed(probes)
+    if not isinstance(state, Installed):
+        return state
+    lost = [scope.cgroup for scope in state.scopes if scope.state == "lost"]
+    missing = sorted(set(probes.config.scope.cgroups) - {scope.cgroup for scope in state.scopes})
+    if lost:
+        return warn(
+            f"lost: {', '.join(lost)} (the cgroup was removed or made anew)",
+            "a running agent attaches it again when it is back; for good: "
+            f"moactl mesh off --cgroup {lost[0]}",
+        )
+    if missing:
+        return warn(
+            f"scope.cgroups names {', '.join(missing)}, which is not in the mesh",
+            f"moactl mesh on --cgroup {missing[0]}, or restart the agent",
+        )
+    if not state.scopes:
+        return warn("no cgroup is in the mesh", "moactl mesh on --cgroup PATH")
+    return ok(", ".join(scope.cgroup for scope in state.scopes))
+
+
+def _installed(probes: Probes) -> Installed | Result:
+    try:
+        state = probes.installed()
+    except InterceptorError as error:
+        return skip(f"cannot be told: {error}")
+    return state or fail("nothing is installed", "moactl agent run")
+
+
+def _installed_or_none(probes: Probes) -> Installed | None:
+    try:
+        return probes.installed()
+    except (InterceptorError, OSError):
+        return None
+
+
+CHECKS = (
+    Check("config", "The configuration is valid", _config),
+    Check("registry", "The registry can be read", _registry),
+    Check("ports", "The agent's ports are free or its own", _ports),
+    Check("agent", "The agent lives and serves", _agent, before_install=False),
+    Check(
+        "stale-pins", "No pins without an agent", _stale_pins, Severity.ADVISED,
+        before_install=False,
+    ),
+    Check("scopes", "Cgroups in the mesh are attached", _scopes, Severity.ADVISED,
+          before_install=False),
+)  # fmt: skip
