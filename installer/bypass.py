@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -38,9 +39,8 @@ class DestinationIndex:
             if endpoint.ip.is_loopback and prefix < _loopback_prefix(endpoint.ip):
                 continue  # loopback is meant only by an entry that lies within it
             network = int(endpoint.ip) >> (bits - prefix) << (bits - prefix)
-            if any(
-                (version, prefix, network, port) in self._entries for port in (endpoint.port, 0)
-            ):
+            entry = (version, prefix, network)
+            if (*entry, endpoint.port) in self._entries or (*entry, 0) in self._entries:
                 return True
         return False
 
@@ -81,7 +81,7 @@ def find(scopes: Iterable[str], intercepted: Intercepted) -> tuple[Bypassing, ..
     tables: dict[int, list[TcpSocket]] = {}
     found: list[Bypassing] = []
     for scope in scopes:
-        for pid in list(Cgroup(scope).processes()):
+        for pid in processes(Cgroup(scope)):
             namespace = tcp_table.namespace_id(pid)
             if namespace is None:
                 continue
@@ -90,6 +90,14 @@ def find(scopes: Iterable[str], intercepted: Intercepted) -> tuple[Bypassing, ..
             if bypassing := _of_process(scope, pid, tables[namespace]):
                 found.append(bypassing)
     return tuple(found)
+
+
+def processes(cgroup: Cgroup) -> list[int]:
+    """Ids of the processes in a cgroup and below it; those seen so far when it is removed."""
+    found: list[int] = []
+    with suppress(OSError):
+        found.extend(cgroup.processes())
+    return found
 
 
 def _past_the_agent(sockets: list[TcpSocket], intercepted: Intercepted) -> list[TcpSocket]:

@@ -79,9 +79,8 @@ class AgentClient:
         if not isinstance(answer, dict):
             raise self._error(f"GET {path}: expected a JSON object, saw {body[:60]!r}")
         if status != http.client.OK:
-            raise self._error(
-                f"GET {path}: HTTP {status}: {answer.get('error', 'no reason given')}"
-            )
+            reason = answer.get("error", "no reason given")
+            raise self._error(f"GET {path}: HTTP {status}: {reason}")
         return answer
 
     def _exchange(self, path: str) -> tuple[int, bytes]:
@@ -99,7 +98,7 @@ class AgentClient:
         except TimeoutError:
             raise self._error(f"GET {path}: no answer within {self._timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._error(f"GET {path}: {error or type(error).__name__}") from None
+            raise self._error(f"GET {path}: {str(error) or type(error).__name__}") from None
         finally:
             connection.close()
         if len(body) > MAX_ANSWER_BYTES:

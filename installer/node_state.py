@@ -104,4 +104,4 @@ def _heartbeat(maps: Maps, cfg: Cfg) -> Heartbeat:
 
 
 def _pids(agent: Cgroup | None) -> tuple[int, ...]:
-    return tuple(sorted(agent.processes())) if agent else ()
+    return tuple(sorted(bypass.processes(agent))) if agent else ()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import click
 
+from installer.cli.failure import Failure
 from installer.cli.session import Session, pass_session, shared_options
 
 
@@ -24,6 +23,14 @@ def run(session: Session) -> None:
     Its log goes to stderr. It installs what is missing in the kernel; the switch and the
     scopes of an installed node stay as they are.
     """
-    config = session.config()
-    # Late: the agent brings the event loop and the whole proxy with it.
-    import_module("installer.agent").run(config, session.config_file)
+    config, file = session.config(), session.config_file
+    # Late: it brings the event loop and the whole proxy with it.
+    from installer.agent import run as run_agent
+    from proxy.registry.base import RegistryError
+
+    try:
+        run_agent(config, file)
+    except PermissionError:
+        raise
+    except (RegistryError, OSError) as error:
+        raise Failure(f"agent: {error}", "moactl doctor") from error

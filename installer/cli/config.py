@@ -29,15 +29,17 @@ def config() -> None:
 @click.pass_context
 def check(ctx: click.Context, session: Session, file: Path | None) -> None:
     """Check FILE, or the configuration that counts; exit 1 when it cannot be used."""
-    path = file or session.config_path or Path(DEFAULT_CONFIG)
+    path = file or session.config_file
     problems: tuple[str, ...] = ()
     try:
-        load(path)
+        if path is not None:
+            load(path)
     except ConfigError as error:
         problems = error.problems
-    data = {"file": str(path), "valid": not problems, "problems": problems}
+    data = {"file": str(path) if path else None, "valid": not problems, "problems": problems}
     if session.as_json or not problems:
-        emit(session, "config.check/1", data, f"{path}: valid")
+        verdict = f"{path}: valid" if path else f"{DEFAULT_CONFIG}: none, the defaults count"
+        emit(session, "config.check/1", data, verdict)
     else:
         for problem in problems:
             click.echo(problem, err=True)

@@ -53,7 +53,8 @@ def _chosen(ids: tuple[str, ...], pre: bool) -> list[Check]:
 
 def _probes(session: Session) -> Probes:
     """A broken configuration is a finding here, not an error."""
-    config, problems = Config(), ()
+    config = Config()
+    problems: tuple[str, ...] = ()
     path = session.config_file
     if path is not None:
         try:

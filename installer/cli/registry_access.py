@@ -1,4 +1,4 @@
-"""The registry asked and changed by moactl itself, with a deadline, whether an agent runs or not."""
+"""The registry asked and changed by moactl itself, within a deadline; needs no agent."""
 
 from __future__ import annotations
 
@@ -110,11 +110,11 @@ def _wait(config: Config, work: Awaitable[_Value]) -> _Value:
         text = f"registry {source_of(config)}: no answer within {DEADLINE_S:g} s"
         raise Failure(text, "moactl doctor registry") from error
     except (RedisError, OSError) as error:
-        text = f"registry {source_of(config)}: {error or type(error).__name__}"
+        text = f"registry {source_of(config)}: {str(error) or type(error).__name__}"
         raise Failure(text, "moactl doctor registry") from error
     except RegistryError as error:
         raise _failure(error) from error
 
 
 def _failure(error: RegistryError) -> Failure:
-    return Failure(str(error), "moactl registry status")
+    return Failure(str(error), "moactl doctor registry")

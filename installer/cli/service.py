@@ -51,9 +51,8 @@ def show(session: Session, name: str) -> None:
     source, services = _services(session)
     found = [s for s in services if s["uri"] == uri and (not group or s["group"] == group)]
     if not found:
-        raise Failure(
-            f"service {name}: the {source} knows none of that name", "moactl service list"
-        )
+        text = f"service {name}: the {source} knows none of that name"
+        raise Failure(text, "moactl service list")
     rows = [(s["group"], *_instance_row(i)) for s in found for i in s["instances"]]
     headings = ("GROUP", "ADDRESS", "WEIGHT", "ZONE", "PRE", "PROTOCOLS", "HEALTH", "IN FLIGHT")
     table = Table(headings, rows, title=uri, empty="no instances")
@@ -74,7 +73,11 @@ def register(
     session: Session, name: str, hostport: str, weight: int, zone: str, proto: tuple[str, ...],
     pre: bool, group: str,
 ) -> None:  # fmt: skip
-    """Enter the instance HOST:PORT of NAME, in place of any other with that address."""
+    """Enter an instance of NAME.
+
+    It takes the place of any other with the address HOST:PORT. Whoever registers a service by
+    hand also keeps it alive: the registry's alive check may take it out.
+    """
     key, address = _key(name, group), _address(hostport)
     instance = Instance(address, protocols=proto, weight=weight, zone=zone, pre=pre)
     try:
@@ -97,7 +100,10 @@ def register(
 @shared_options
 @pass_session
 def deregister(session: Session, name: str, hostport: str, group: str) -> None:
-    """Take the instance HOST:PORT of NAME out; not an error when it is not there."""
+    """Take an instance of NAME out.
+
+    It is no error when the instance is not there.
+    """
     key, address = _key(name, group), _address(hostport)
     config = session.config()
     registry_access.deregister(config, key, address)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import click
 
-from installer import node_state
+from installer import agent_lock, bypass, node_state
 from installer.cli.failure import Failure, note
 from installer.cli.output import emit
 from installer.cli.session import Session, pass_session, shared_options
-from installer.client import AgentClient, AgentError
+from installer.client import SOCKET_NAME
 from installer.config import Config
+from interceptor.cgroup import Cgroup
 from interceptor.errors import InterceptorError
 from interceptor.node import Node
 
@@ -46,6 +47,7 @@ def uninstall(session: Session, yes: bool) -> None:
     report.left += removal.left
     if not report.agent_pids:
         _remove_files(config, report)
+        _name_empty_cgroup(config, report)
     _say_what_stays(session, report)
     emit(
         session, "uninstall/1",
@@ -70,21 +72,20 @@ def _ask(node: Node) -> None:
 
 
 def _running_agents(node: Node, config: Config) -> list[int]:
-    """Whoever the pins or the control socket say is an agent; asked before the pins go."""
-    pids: set[int] = set()
+    """Whoever holds the agent's lock or is in its cgroup; asked before the pins go."""
+    holder = agent_lock.holder(config.agent.runtime_dir)
+    pids = {holder} if holder else set()
     with suppress(InterceptorError):  # half of an installation names nobody
         state = node_state.read(node)
         pids.update(state.agent_pids if state else ())
-    with suppress(AgentError):
-        pid = AgentClient.of(config.agent.runtime_dir).status().get("pid")
-        pids.update([pid] if isinstance(pid, int) else [])
     return sorted(pids)
 
 
 def _remove_files(config: Config, report: _Report) -> None:
     """What an agent leaves when it is killed; directories only when nothing else is in them."""
     agent = config.agent
-    for path in (AgentClient.of(agent.runtime_dir).socket_path, config.last_known_path):
+    names = (SOCKET_NAME, agent_lock.LOCK_NAME)
+    for path in (*(agent.runtime_dir / name for name in names), config.last_known_path):
         _remove(path, report)
     for directory in (agent.runtime_dir, agent.state_dir):
         with suppress(FileNotFoundError):
@@ -102,6 +103,14 @@ def _remove(path: Path, report: _Report) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     report.removed.append(str(path))
+
+
+def _name_empty_cgroup(config: Config, report: _Report) -> None:
+    """A cgroup that held a running agent at an earlier uninstall: who made it is forgotten."""
+    with suppress(InterceptorError):  # no cgroup2 at all
+        cgroup = Cgroup.of(config.agent.cgroup)
+        if cgroup.exists() and not bypass.processes(cgroup):
+            report.left.append(f"cgroup {cgroup.name}, empty: rmdir {cgroup.path} if it is ours")
 
 
 def _say_what_stays(session: Session, report: _Report) -> None:

@@ -26,7 +26,7 @@ def version(session: Session) -> None:
         "libbpf": _libbpf_version(),
         "kernel": platform.release(),
     }
-    emit(session, "version/1", data, Facts([(name, value) for name, value in data.items()]))
+    emit(session, "version/1", data, Facts(list(data.items())))
 
 
 def _libbpf_version() -> str | None:

@@ -28,10 +28,8 @@ def _hook_checks() -> Iterator[Check]:
     for attach, purpose in _PURPOSE.items():
         optional = all(hook.optional for hook in ALL_HOOKS if hook.attach is attach)
         severity = Severity.ADVISED if optional else Severity.REQUIRED
-        name = attach.name.lower()
-        yield Check(
-            f"hook-{name.replace('_', '-')}", f"Hook {name}", _try(attach, purpose), severity
-        )
+        name, run = attach.name.lower(), _try(attach, purpose)
+        yield Check(f"hook-{name.replace('_', '-')}", f"Hook {name}", run, severity)
 
 
 def _try(attach: AttachType, purpose: str) -> Callable[[Probes], Result]:

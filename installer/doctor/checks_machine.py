@@ -129,20 +129,17 @@ def _net_cls(probes: Probes) -> Result:
 
 
 def _descriptors(probes: Probes) -> Result:
-    need = probes.config.limits.pool_size + _OTHER_DESCRIPTORS
-    need += _SOCKETS_A_CONNECTION * probes.config.agent.max_connections
-    try:
-        state = probes.installed()
-    except (InterceptorError, OSError):
-        state = None
-    if state and state.agent_pids and (limits := probes.nofile_of(state.agent_pids[0])):
-        seen, whose = limits[0], f"of the agent (process {state.agent_pids[0]})"
+    need = _SOCKETS_A_CONNECTION * probes.config.agent.max_connections + _OTHER_DESCRIPTORS
+    running = probes.agent_pid()
+    if running and (limits := probes.nofile_of(running)):
+        seen, whose = limits[0], f"of the agent (process {running})"
     else:
         seen, whose = probes.limit(resource.RLIMIT_NOFILE)[1], "here (hard limit)"
     if seen == resource.RLIM_INFINITY or seen >= need:
-        return ok(
-            f"{'unlimited' if seen == resource.RLIM_INFINITY else seen} {whose}, {need} needed"
-        )
+        shown = "unlimited" if seen == resource.RLIM_INFINITY else seen
+        return ok(f"{shown} {whose}, {need} needed")
+    if not running and probes.capabilities() >> _CAP_SYS_RESOURCE & 1:
+        return ok(f"{seen} {whose}; the agent raises it to {need} (CAP_SYS_RESOURCE)")
     return fail(
         f"{seen} {whose}, {need} needed for agent.max_connections = "
         f"{probes.config.agent.max_connections}",
@@ -161,9 +158,7 @@ def _map_type(name: str, title: str) -> Check:
             return skip("was not tried")
         if support.works:
             return ok("works")
-        return fail(
-            support.detail, "use a kernel of 5.10 or later; until then traffic is left alone"
-        )
+        return fail(support.detail, "use a kernel of 5.10 or later")
 
     return Check(f"map-{name.replace('_', '-')}", title, run)
 

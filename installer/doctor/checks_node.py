@@ -14,9 +14,7 @@ from proxy.registry.base import RegistryError
 
 def _config(probes: Probes) -> Result:
     if probes.config_problems:
-        return fail(
-            "; ".join(probes.config_problems), "correct it; moactl config example shows all"
-        )
+        return fail("; ".join(probes.config_problems), "correct it; see moactl config example")
     if probes.config_file is None:
         return ok("none: the built-in defaults count")
     return ok(f"{probes.config_file} is valid")
@@ -29,9 +27,8 @@ def _registry(probes: Probes) -> Result:
     try:
         return ok(probes.registry())
     except TimeoutError:
-        return fail(
-            f"no answer within {REGISTRY_DEADLINE_S:g} s", "check registry.url and the Redis"
-        )
+        seen = f"no answer within {REGISTRY_DEADLINE_S:g} s"
+        return fail(seen, "check registry.url and the Redis")
     except (RegistryError, RedisError, OSError) as error:
         key = "registry.file" if config.kind == "static" else "registry.url and the Redis"
         return fail(str(error) or type(error).__name__, f"check {key}")
@@ -40,18 +37,16 @@ def _registry(probes: Probes) -> Result:
 def _ports(probes: Probes) -> Result:
     agent = probes.config.agent
     wanted = {agent.outbound_port: "agent.outbound_port", agent.inbound_port: "agent.inbound_port"}
-    state = _installed_or_none(probes)
-    own = set(state.agent_pids) if state else set()
+    running = probes.agent_pid()
     strangers = [
         f"{listener.port} is taken by {listener.process or 'an unknown process'} "
         f"(process {listener.pid or 'not to be seen from here'})"
         for listener in probes.listeners()
-        if listener.port in wanted and listener.pid not in own
+        if listener.port in wanted and (running is None or listener.pid != running)
     ]
     if strangers:
-        return fail(
-            "; ".join(sorted(set(strangers))), f"free it, or set {' or '.join(wanted.values())}"
-        )
+        todo = f"free it, or set {' or '.join(wanted.values())}"
+        return fail("; ".join(sorted(set(strangers))), todo)
     taken = {listener.port for listener in probes.listeners()} & wanted.keys()
     return ok(f"{', '.join(map(str, wanted))}: {'the agent listens' if taken else 'free'}")
 
@@ -62,21 +57,18 @@ def _agent(probes: Probes) -> Result:
         return state
     beat = state.heartbeat
     if not beat.fresh:
-        seen = (
-            f"last heartbeat {beat.age_s:.1f} s ago" if beat.age_s is not None else "no heartbeat"
-        )
-        if state.agent_pids:
-            pids = ", ".join(map(str, state.agent_pids))
+        seen = "no heartbeat" if beat.age_s is None else f"last heartbeat {beat.age_s:.1f} s ago"
+        if running := probes.agent_pid():
             return fail(
-                f"{seen}, though process {pids} is there: it hangs, or is starting or stopping",
+                f"{seen}, though process {running} runs: it hangs, or is starting or stopping",
                 "look at its log; restart it if this lasts. Connections go straight meanwhile",
             )
         return fail(f"{seen}, limit {beat.max_age_s:g} s", "moactl agent run, or start its unit")
     if not state.listeners:
         return fail("it lives, but no listener is published", "look at its log; restart it")
     try:
-        pid = probes.agent_pid()
-    except (AgentError, KeyError, ValueError, OSError) as error:
+        pid = probes.agent_status()["pid"]
+    except (AgentError, KeyError) as error:
         return warn(f"it serves, but its control socket does not: {error}", "look at its log")
     return ok(f"process {pid}, last heartbeat {beat.age_s:.1f} s ago, {', '.join(state.listeners)}")
 
@@ -91,16 +83,12 @@ def _stale_pins(probes: Probes) -> Result:
         if root.is_dir():
             return warn(f"{root} is there and empty", "moactl uninstall")
         return ok("none")
-    if state.heartbeat.fresh or state.agent_pids:
+    if state.heartbeat.fresh or probes.agent_pid():
         return ok(f"{root} is in use")
-    try:
-        pid = probes.agent_pid()
-    except (AgentError, KeyError, ValueError, OSError):
-        return warn(
-            f"{root} is there and no agent is: connections go straight",
-            "moactl agent run takes it over, moactl uninstall removes it",
-        )
-    return ok(f"process {pid} answers for {root}")
+    return warn(
+        f"{root} is there and no agent is: connections go straight",
+        "moactl agent run takes it over, moactl uninstall removes it",
+    )
 
 
 def _scopes(probes: Probes) -> Result:
@@ -131,13 +119,6 @@ def _installed(probes: Probes) -> Installed | Result:
     except InterceptorError as error:
         return skip(f"cannot be told: {error}")
     return state or fail("nothing is installed", "moactl agent run")
-
-
-def _installed_or_none(probes: Probes) -> Installed | None:
-    try:
-        return probes.installed()
-    except (InterceptorError, OSError):
-        return None
 
 
 CHECKS = (

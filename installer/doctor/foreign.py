@@ -26,7 +26,8 @@ class Foreign:
     program_id: int
 
     def __str__(self) -> str:
-        return f"{self.program or 'without a name'} (id {self.program_id}) on {self.hook} of {self.place}"
+        name = self.program or "without a name"
+        return f"{name} (id {self.program_id}) on {self.hook} of {self.place}"
 
 
 def find(node: Node, configured: Iterable[str]) -> list[Foreign]:

@@ -13,8 +13,9 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
-from installer import node_state, tcp_table
+from installer import agent_lock, node_state, tcp_table
 from installer.client import AgentClient
 from installer.config import Config
 from installer.doctor import foreign
@@ -70,8 +71,9 @@ class Probes:
     """What the registry is; raises when it cannot be read within REGISTRY_DEADLINE_S."""
     net_cls_in_use: Callable[[Path], bool]
     installed: Callable[[], Installed | None]
-    agent_pid: Callable[[], int]
-    """As the agent's control socket says; raises AgentError."""
+    agent_pid: Callable[[], int | None]
+    """Of the process that holds the agent's lock."""
+    agent_status: Callable[[], dict[str, Any]]
 
 
 def of_this_machine(
@@ -79,7 +81,6 @@ def of_this_machine(
 ) -> Probes:
     """Look at the real machine; what is costly is looked at once."""
     node = Node(root)
-    client = AgentClient.of(config.agent.runtime_dir)
     return Probes(
         config=config,
         config_file=config_file,
@@ -101,7 +102,8 @@ def of_this_machine(
         registry=partial(_read_registry, config),
         net_cls_in_use=_net_cls_in_use,
         installed=cache(partial(node_state.read, node)),
-        agent_pid=lambda: int(client.status()["pid"]),
+        agent_pid=partial(agent_lock.holder, config.agent.runtime_dir),
+        agent_status=AgentClient.of(config.agent.runtime_dir).status,
     )
 
 
@@ -127,17 +129,16 @@ def _has_library(soname: str) -> bool:
 
 
 def _listeners() -> list[Listener]:
-    pid_by_inode = {
-        inode: int(name)
-        for name in os.listdir("/proc")
-        if name.isdigit()
-        for inode in tcp_table.inodes_of(int(name))
-    }
+    pid_by_inode: dict[int, int] = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with suppress(PermissionError):  # of a process in a sandbox, even for root
+            pid_by_inode.update(dict.fromkeys(tcp_table.inodes_of(pid), pid))
     found = []
     for sock in tcp_table.of_namespace():
         if sock.state == LISTEN:
-            pid = pid_by_inode.get(sock.inode)
-            found.append(Listener(sock.local.port, pid, tcp_table.process_name(pid) if pid else ""))
+            owner = pid_by_inode.get(sock.inode)
+            name = tcp_table.process_name(owner) if owner else ""
+            found.append(Listener(sock.local.port, owner, name))
     return found
 
 
@@ -153,7 +154,7 @@ def _read_registry(config: Config) -> str:
 async def _ping(endpoint: RedisEndpoint) -> str:
     async with asyncio.timeout(REGISTRY_DEADLINE_S):
         async with aclosing(endpoint.client(REGISTRY_DEADLINE_S, connections=1)) as client:
-            await client.execute_command("PING")
+            await client.execute_command("PING")  # type: ignore[no-untyped-call]
     return f"{endpoint} answers"
 
 

@@ -388,9 +388,17 @@ async def test_a_password_is_used_and_never_shown(tmp_path: Path) -> None:
                 assert "wr0ng" not in text
 
 
-async def test_a_peer_that_does_not_speak_redis_is_no_crash() -> None:
-    async def babble(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b":not a number\r\n" * 10)
+@pytest.mark.parametrize(
+    "answer",
+    [b":not a number\r\n", b"+OK\r\n", b"*-1\r\n", b"*1\r\n" * 2000, b"$999999999999\r\n", b""],
+)
+async def test_a_peer_that_is_no_redis_is_no_crash(answer: bytes) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while seen := await reader.read(4096):
+            if b"SUBSCRIBE" in seen:
+                writer.write(b"*3\r\n$9\r\nsubscribe\r\n$11\r\nmoa:changed\r\n:1\r\n")
+            else:
+                writer.write(answer)
         writer.close()
 
     other = await asyncio.start_server(babble, "127.0.0.1", 0)

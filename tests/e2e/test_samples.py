@@ -120,7 +120,7 @@ def test_one_request_at_a_time_on_a_connection(service: DemoProcess) -> None:
 
 
 def test_it_enters_and_leaves_the_registry(tmp_path: Path) -> None:
-    with RedisServer(tmp_path / "redis", password="s3cr t".replace(" ", "")) as server:
+    with RedisServer(tmp_path / "redis", password="s3cret") as server:
         client = server.client()
         options = ("--register", server.url, "--params", "weight=7&zone=a")
         with DemoProcess(*options) as service:

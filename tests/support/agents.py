@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ class Agent:
     node: LabNode
     config: Path
     process: Running
-    extra: str = field(default="")
 
     def moactl(self, *argv: str) -> Any:
         """Run moactl on this node; its JSON."""
@@ -68,11 +67,18 @@ include = ["10.77.0.0/24", "fd77::/64"]
 
 def start_agent(node: LabNode, registry: str, extra: str = "") -> Agent:
     """Start moa-agent on a node and wait until it is ready."""
-    config = write_config(node, registry, extra)
+    return _start(node, write_config(node, registry, extra))
+
+
+def restart_agent(agent: Agent) -> Agent:
+    """Start another one with the same configuration, after the first has ended."""
+    return _start(agent.node, agent.config)
+
+
+def _start(node: LabNode, config: Path) -> Agent:
     process = node.python("moa-agent", "-I", "-m", "installer.agent", str(config))
-    agent = Agent(node, config, process, extra)
     process.wait_line('"ready"')
-    return agent
+    return Agent(node, config, process)
 
 
 def static_registry(path: Path, services: dict[str, Iterable[str]]) -> str:
