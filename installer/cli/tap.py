@@ -71,10 +71,10 @@ class _Printer:
 @shared_options
 @pass_session
 def tap(session: Session, count: int | None) -> None:
-    """Show the kernel's decisions as they happen, until Ctrl-C.
+    """Show the kernel's decisions as they happen.
 
     One line for each connect() to a destination of the mesh: who dialled what, and where it
-    was sent. One reader at a time sees all of them.
+    was sent. Ends with Ctrl-C. One reader at a time sees all decisions.
     """
     printer = _Printer(session.as_json, count)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

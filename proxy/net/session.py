@@ -11,6 +11,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -168,10 +169,10 @@ class Session:
             self._parse(first)
 
     def _parse(self, data: bytes) -> None:
-        try:
+        commands: list[Command] = []
+        # What broke the protocol is in the parser's `error`; see _after_pump.
+        with suppress(ProtocolError):
             commands = self._parser.feed(data)
-        except ProtocolError:
-            return  # Known since the chunk that broke it; see _after_pump.
         for command in commands:
             self._commands.append(command)
             self._queued_bytes += len(command.raw)
@@ -188,6 +189,7 @@ class Session:
             self._queued_bytes + len(self._unread) > self._settings.max_pending_bytes
             or len(self._commands) > _QUEUED_COMMANDS
             or self.client.is_congested
+            or self._parser.error is not None
         )
         if ahead:
             self.client.pause_reading()

@@ -162,8 +162,8 @@ class RedisRegistry:
                 self._lost(repr(error))
             failures = 0 if self._was_synced else failures + 1
             # The exponent is bounded: 2.0**1024 overflows after three hours without Redis.
-            backoff_s = self._times.first_backoff * 2.0 ** min(failures, 16)
-            backoff_s = min(backoff_s, self._times.longest_backoff)
+            wanted_s = self._times.first_backoff * 2.0 ** min(failures, 16)
+            backoff_s = min(wanted_s, self._times.longest_backoff)
             await asyncio.sleep(backoff_s * self._rand.uniform(0.5, 1.0))
 
     def _lost(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""A service that dials once and prints what it was answered."""
+"""A service that dials once, or without a pause, and prints what it was answered."""
 
 from __future__ import annotations
 
@@ -7,5 +7,14 @@ import sys
 
 from tests.kernel.mesh import dial
 
+
+def main() -> None:
+    host, port, *more = sys.argv[1:]
+    while True:
+        print(json.dumps(dial(host, int(port))), flush=True)
+        if not more:
+            break
+
+
 if __name__ == "__main__":
-    print(json.dumps(dial(sys.argv[1], int(sys.argv[2]))), flush=True)
+    main()

@@ -82,11 +82,12 @@ def _start(node: LabNode, config: Path) -> Agent:
 
 
 def static_registry(path: Path, services: dict[str, Iterable[str]]) -> str:
-    """Write a static registry; the lines for a configuration's [registry]."""
+    """Write a static registry of `uri` or `uri#group`; a configuration's [registry]."""
     lines = []
-    for uri, instances in services.items():
+    for name, instances in services.items():
+        uri, _, group = name.partition("#")
         quoted = ", ".join(f'"{instance}"' for instance in instances)
-        lines.append(f'[[service]]\nuri = "{uri}"\ninstances = [{quoted}]\n')
+        lines.append(f'[[service]]\nuri = "{uri}"\ngroup = "{group}"\ninstances = [{quoted}]\n')
     staging = path.with_suffix(".new")
     staging.write_text("\n".join(lines))
     staging.replace(path)
