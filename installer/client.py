@@ -103,6 +103,8 @@ class AgentClient:
             connection.close()
         if len(body) > MAX_ANSWER_BYTES:
             raise self._error(f"GET {path}: an answer of more than {MAX_ANSWER_BYTES} bytes")
+        if response.length:  # what is still to come, where http.client can tell
+            raise self._error(f"GET {path}: the answer was cut off after {len(body)} bytes")
         return response.status, body
 
     def _not_running(self, why: str) -> AgentNotRunning:

@@ -23,9 +23,9 @@ from installer.doctor.probes import Probes
 @pass_session
 @click.pass_context
 def doctor(ctx: click.Context, session: Session, ids: tuple[str, ...], pre: bool) -> None:
-    """Say what is wrong here and what to do; changes nothing.
+    """Say what is wrong here and what to do.
 
-    Exit code 1 when any check fails; warnings do not count. CHECK names checks to run alone.
+    Changes nothing.     Exit code 1 when any check fails; warnings do not count. CHECK names checks to run alone.
     docs/CHECKS.md explains each.
     """
     findings = list(doctor_check.run(_chosen(ids, pre), _probes(session)))

@@ -216,11 +216,11 @@ class Exchange:
             self._counts.transport_failures += 1
         else:
             forwarder.health.record_success(address, now_s)
+        # First: the client's next request, which the reply may set off, can use it again.
+        pool.release(upstream)
         if not self._done:
             forwarder.metrics.ok += 1
             self._end(reply.raw)
-        # Last: the next waiter's request goes out only after our caller has its reply.
-        pool.release(upstream)
 
     def _on_loss(self, why: str) -> None:
         assert self._sent_on is not None

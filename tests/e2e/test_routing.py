@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -42,8 +43,9 @@ class Mesh:
         """On node A, but not in the mesh."""
         return Cgroup(f"/{self.a.lab.id}/outside")
 
-    def names(self, uri: str, count: int = 20, **props: str) -> Counter[str]:
+    def names(self, uri: str, count: int = 20, *, pre: bool = False) -> Counter[str]:
         """Who answers on node A, whatever was dialled."""
+        props = {"moa.env.pre": "1"} if pre else {}
         host, bodies = self.b.ip4, [request("whoami", uri=uri, **props)] * count
         replies = self.a.do(lambda: call_each(host, 5000, bodies))
         assert {reply["ec"] for reply in replies} == {200}, replies
@@ -154,9 +156,8 @@ def test_group_and_its_fallback(mesh: Mesh) -> None:
 
 
 def test_pre_release_instances(mesh: Mesh) -> None:
-    pre = {"moa.env.pre": "1"}
-    assert mesh.names("/service/demo", **pre).keys() == {"prerelease"}
-    assert mesh.names("/service/other", **pre).keys() == {"other"}
+    assert mesh.names("/service/demo", pre=True).keys() == {"prerelease"}
+    assert mesh.names("/service/other", pre=True).keys() == {"other"}
     assert mesh.names("/service/demo", 40).keys() == {"b", "c"}
 
 
@@ -209,19 +210,19 @@ def test_a_service_without_instances(mesh: Mesh) -> None:
 def test_an_instance_that_hangs(mesh: Mesh) -> None:
     """304 at the member's own timeout; the connection goes on, and no late reply meets it."""
     echo = request("echo", "late", uri="/service/hung")
-    pid = mesh.hung
+    pid = mesh.hung.pid
 
     def action() -> dict[str, Any]:
         with Connection(mesh.b.ip4, 5000) as connection:
             assert connection.call(echo)["ec"] == 200
-            pid.popen.send_signal(signal.SIGSTOP)
+            os.kill(pid, signal.SIGSTOP)
             try:
                 start_s = time.monotonic()
                 hung = connection.call(echo)
                 took_s = time.monotonic() - start_s
                 other = connection.call(request("whoami"))
             finally:
-                pid.popen.send_signal(signal.SIGCONT)
+                os.kill(pid, signal.SIGCONT)
             again = [
                 connection.call(request("echo", number, uri="/service/hung"))
                 for number in range(10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def _start(node: LabNode, config: Path) -> Agent:
     return Agent(node, config, process)
 
 
-def static_registry(path: Path, services: dict[str, Iterable[str]]) -> str:
+def static_registry(path: Path, services: Mapping[str, Iterable[str]]) -> str:
     """Write a static registry of `uri` or `uri#group`; a configuration's [registry]."""
     lines = []
     for name, instances in services.items():

@@ -56,7 +56,7 @@ def test_hung_agent_is_given_up_after_the_deadline(path: Path) -> None:
         (http_answer(b"[" * 100_000), "expected a JSON object"),
         (http_answer(b'{"error": "user 7 may not ask"}', "403 Forbidden"), "user 7 may not ask"),
         (b"SSH-2.0-OpenSSH\r\n", "GET /v1/status"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", "GET /v1/status"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", "cut off after 2 bytes"),
     ],
 )
 def test_answer_that_is_none(path: Path, raw: bytes, text: str) -> None:
