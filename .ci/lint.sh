@@ -13,15 +13,15 @@ check() {
     "$@" || failed+=("$name")
 }
 
-bpf_sources=(bpf/*.c bpf/*.h)
+c_sources=(bpf/*.c bpf/*.h tests/bench/*.c tests/bench/*.h)
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
 
 check "ruff check" .venv/bin/ruff check --quiet .
 check "ruff format" .venv/bin/ruff format --check --quiet .
 check "mypy --strict" .venv/bin/mypy
 check "import contracts" .venv/bin/lint-imports --no-logo
-[ ${#bpf_sources[@]} -eq 0 ] ||
-    check "clang-format" clang-format --dry-run --Werror "${bpf_sources[@]}"
+[ ${#c_sources[@]} -eq 0 ] ||
+    check "clang-format" clang-format --dry-run --Werror "${c_sources[@]}"
 [ ${#scripts[@]} -eq 0 ] || check "shellcheck" shellcheck "${scripts[@]}"
 
 if [ ${#failed[@]} -gt 0 ]; then

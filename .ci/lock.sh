@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Write requirements.lock and requirements-dev.lock anew from pyproject.toml.
+# Write requirements.lock and requirements-dev.lock anew from pyproject.toml, and
+# requirements-bench.lock, which only `make bench` installs, from requirements-bench.in.
 # Pins that still satisfy it are kept; `.ci/lock.sh --upgrade` moves them to the newest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,3 +13,4 @@ export CUSTOM_COMPILE_COMMAND=".ci/lock.sh"
 .venv/bin/pip-compile "${options[@]}" "$@" --output-file requirements.lock pyproject.toml
 .venv/bin/pip-compile "${options[@]}" "$@" --extra dev --constraint requirements.lock \
     --output-file requirements-dev.lock pyproject.toml
+.venv/bin/pip-compile "${options[@]}" "$@" --output-file requirements-bench.lock requirements-bench.in

@@ -8,9 +8,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 debian_packages=(
-    bpftool clang clang-format gcc git iproute2 jq libbpf-dev libbpf1 libc6-dev libhiredis-dev
-    llvm make nftables php-cli php-redis python3-venv redis-server redis-tools shellcheck
+    bpftool clang clang-format gcc git haproxy iproute2 jq libbpf-dev libbpf1 libc6-dev
+    libhiredis-dev llvm make nftables php-cli php-redis python3-venv redis-server redis-tools
+    shellcheck
 )
+daemons=(haproxy redis-server)
 policy=/usr/sbin/policy-rc.d
 policy_saved=$policy.before-moa-setup
 policy_mark="moa-interceptor setup"
@@ -63,7 +65,7 @@ forbid_service_starts() {
 }
 
 install_packages() {
-    local missing redis_is_new=no
+    local missing daemon new_daemons=()
     command -v dpkg-query >/dev/null ||
         fail "no dpkg-query: this is not Debian or Ubuntu; provide ${debian_packages[*]}, node >= 18 and npm, then run MOA_SKIP_SYSTEM=1 make setup"
     mapfile -t missing < <(missing_packages)
@@ -71,15 +73,17 @@ install_packages() {
     [ "$(id -u)" = 0 ] ||
         fail "missing Debian packages: ${missing[*]}; install them as root, or run make setup as root"
     say "installing Debian packages: ${missing[*]}"
-    [[ " ${missing[*]} " != *" redis-server "* ]] || redis_is_new=yes
+    for daemon in "${daemons[@]}"; do
+        [[ " ${missing[*]} " != *" $daemon "* ]] || new_daemons+=("$daemon.service")
+    done
     forbid_service_starts
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq -o DPkg::Lock::Timeout=300 update
     apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --yes \
         --no-install-recommends "${missing[@]}" >/dev/null
     # Not started now, and not at the next boot either.
-    if [ "$redis_is_new" = yes ] && command -v systemctl >/dev/null; then
-        systemctl --quiet disable redis-server.service 2>/dev/null || true
+    if [ ${#new_daemons[@]} -gt 0 ] && command -v systemctl >/dev/null; then
+        systemctl --quiet disable "${new_daemons[@]}" 2>/dev/null || true
     fi
     restore_policy
     trap - EXIT INT TERM

@@ -16,7 +16,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -31,7 +32,8 @@ from interceptor.cgroup import Cgroup
 from interceptor.errors import Busy, InterceptorError
 from interceptor.maps import Maps
 from interceptor.node import Node
-from proxy.app import ProxyApp
+from proxy.app import AppSettings, ProxyApp
+from proxy.core.known import KnownInstances
 from proxy.registry.base import Registry, RegistryError, RegistryState
 
 RECONCILE_S = 1.0
@@ -60,7 +62,7 @@ def run(config: Config, config_path: Path | None) -> None:
     for directory in (config.agent.runtime_dir, config.agent.state_dir):
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
     with _only_one(config.agent.runtime_dir):
-        _raise_descriptor_limit(config.agent.max_connections)
+        max_connections = _connections_that_fit(config.agent.max_connections)
         cgroup = Cgroup.of(config.agent.cgroup)
         node = Node(config.bpf.root)
         report = node.install(kernel_settings(config))
@@ -74,7 +76,20 @@ def run(config: Config, config_path: Path | None) -> None:
             missing_hooks=list(report.missing_hooks),
         )
         with node.maps() as maps:
-            uvloop.run(_serve(config, config_path, node, maps))
+            settings = replace(app_settings(config), max_connections=max_connections)
+            try:
+                uvloop.run(_serve(config, config_path, settings, node, maps))
+            finally:
+                _leave_cgroup(node, cgroup)
+
+
+def _leave_cgroup(node: Node, cgroup: Cgroup) -> None:
+    """Remove our cgroup when an uninstall could not, because we were still in it."""
+    if node.is_installed():
+        return
+    with suppress(OSError):
+        Cgroup.of(cgroup.path.parent).add(os.getpid())
+        cgroup.remove()
 
 
 @contextmanager
@@ -97,20 +112,30 @@ def _only_one(runtime_dir: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _raise_descriptor_limit(max_connections: int) -> None:
-    """A connection takes up to two descriptors."""
-    wanted = 2 * max_connections + _SPARE_DESCRIPTORS
+def _connections_that_fit(wanted: int) -> int:
+    """Raise the limit of descriptors for `wanted` connections; how many it allows at last.
+
+    A connection takes up to two descriptors: the client's and an upstream's.
+    """
+    needed = 2 * wanted + _SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= wanted:
-        return
+    if soft >= needed:
+        return wanted
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(hard, needed)))
     except (ValueError, OSError):
+        # Without CAP_SYS_RESOURCE the hard limit stays.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        log.warning("descriptor limit is low", wanted=wanted, have=hard)
+        fit = max(1, (hard - _SPARE_DESCRIPTORS) // 2)
+        if fit < wanted:
+            log.warning("fewer connections fit", wanted=wanted, fit=fit, descriptors=hard)
+        return min(wanted, fit)
+    return wanted
 
 
-async def _serve(config: Config, config_path: Path | None, node: Node, maps: Maps) -> None:
+async def _serve(
+    config: Config, config_path: Path | None, settings: AppSettings, node: Node, maps: Maps
+) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -118,19 +143,18 @@ async def _serve(config: Config, config_path: Path | None, node: Node, maps: Map
     loop.add_signal_handler(
         signal.SIGHUP, log.warning, "SIGHUP ignored: a configuration is read once, at the start"
     )
-    gate = KernelGate(node, maps, config)
+    known = KnownInstances()
+    gate = KernelGate(node, maps, config, known)
     registry = open_registry(config)
     facts = AgentFacts(config, config_path, gate.generation, time.time())
-    app = ProxyApp(app_settings(config), registry, gate, gate.is_local)
+    app = ProxyApp(settings, registry, gate, gate.is_local, known)
     admin = Admin(app, facts)
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(registry.run())]
         await _first_table(registry)
         gate.take_over()
-        gate.follow(registry.table, loop.time())
         gate.reconcile()
         app.start()
-        registry.subscribe(lambda table: gate.follow(table, loop.time()))
         background.append(group.create_task(_beat(gate, facts, config.agent.heartbeat_ms / 1000)))
         background.append(group.create_task(_reconcile(gate)))
         await admin.start()

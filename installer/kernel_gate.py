@@ -13,15 +13,12 @@ from installer.config import Config
 from installer.destination import Destination as ConfiguredDestination
 from interceptor.abi import ListenerSlot
 from interceptor.cgroup import Cgroup
-from interceptor.errors import InterceptorError, NotInstalled, Refused
+from interceptor.errors import Busy, InterceptorError, NotInstalled, Refused
 from interceptor.maps import Destination, Maps
 from interceptor.node import Node
 from proxy.app import Listeners
-from proxy.core.model import Address, ServiceTable
-
-DEPARTED_S = 3600.0
-"""How long an instance that was deregistered is still intercepted: clients keep lists of
-addresses, and a call to one that has gone is what the mesh is for."""
+from proxy.core.known import KnownInstances
+from proxy.core.model import Address
 
 log = structlog.get_logger("kernel")
 
@@ -29,15 +26,14 @@ log = structlog.get_logger("kernel")
 class KernelGate:
     """Implements `proxy.app.Gate`, and follows the registry and the cgroups."""
 
-    def __init__(self, node: Node, maps: Maps, config: Config) -> None:
-        """`maps` stays the caller's."""
+    def __init__(self, node: Node, maps: Maps, config: Config, known: KnownInstances) -> None:
+        """`maps` stays the caller's; `known` is kept up to date by the proxy."""
+        self._known = known
         self._node = node
         self._maps = maps
         self._config = config
         self._installation = node.tree.current.stat().st_ino
         self._generation = int(maps.cfg.generation) + 1
-        self._listed: frozenset[Address] = frozenset()
-        self._departed_s: dict[Address, float] = {}
         self._applied: dict[str, set[Destination]] = {}
         self._local_hosts: frozenset[str] = frozenset()
         self._in_ports: frozenset[int] = frozenset(config.inbound.ports)
@@ -71,21 +67,13 @@ class KernelGate:
         """Whether a connection to this address would come back to our own inbound side."""
         return address.port in self._in_ports and address.host in self._local_hosts
 
-    def follow(self, table: ServiceTable, now_s: float) -> None:
+    def follow(self) -> None:
         """Intercept what the registry and the configuration name; steer the local services."""
-        for address in self._listed - table.addresses:
-            self._departed_s[address] = now_s
-        for address in table.addresses & self._departed_s.keys():
-            del self._departed_s[address]
-        self._listed = table.addresses
         self._apply()
 
     def tick(self, now_s: float) -> None:
         """Follow what changes without the registry: our own addresses, and the time."""
-        expired = [a for a, left_s in self._departed_s.items() if now_s - left_s > DEPARTED_S]
-        for address in expired:
-            del self._departed_s[address]
-        if expired or local_hosts() != self._local_hosts:
+        if self._known.expire(now_s) or local_hosts() != self._local_hosts:
             self._apply()
 
     def _apply(self) -> None:
@@ -106,7 +94,7 @@ class KernelGate:
     def _included(self) -> set[Destination]:
         included = _destinations(self._config.scope.include)
         if self._config.scope.registry_destinations:
-            for address in self._listed | self._departed_s.keys():
+            for address in self._known.all:
                 # Loopback is only ever intercepted when the configuration names it.
                 if not ip_address(address.host).is_loopback:
                     included.add(Destination.of(address.host, address.port))
@@ -116,7 +104,7 @@ class KernelGate:
         if not self._config.inbound.registered:
             return set()
         own = {self._config.agent.outbound_port, self._config.agent.inbound_port}
-        return {a.port for a in self._listed if a.host in self._local_hosts} - own
+        return {a.port for a in self._known.listed if a.host in self._local_hosts} - own
 
     # Scopes
 
@@ -128,9 +116,12 @@ class KernelGate:
         if not self._is_ours():
             return
         try:
-            for name in self._node.reconcile():
+            # The event loop must not wait for an operator's command that holds the lock.
+            for name in self._node.reconcile(lock_timeout_s=0):
                 log.info("attached again", cgroup=name)
             self._attach_configured()
+        except Busy:
+            return
         except (InterceptorError, FileNotFoundError) as e:
             if self._is_ours():
                 log.warning("reconcile failed", error=str(e))
@@ -139,10 +130,12 @@ class KernelGate:
         present = {scope.cgroup for scope in self._node.scopes()}
         for name in self._config.scope.cgroups:
             scope = Cgroup.of(name)
-            if scope.name in present or not scope.exists() or scope.name in self._refused_scopes:
+            if scope.name in present | self._refused_scopes or not scope.exists():
+                continue
+            if self._node.was_taken_out(scope):
                 continue
             try:
-                self._node.add_scope(scope)
+                self._node.add_scope(scope, lock_timeout_s=0)
                 log.info("attached", cgroup=scope.name)
             except Refused as e:
                 self._refused_scopes.add(scope.name)

@@ -21,6 +21,8 @@ from interceptor.abi import ABI_VERSION
 from interceptor.errors import Busy, InterceptorError, KernelError
 
 _BPF_FS_MAGIC = "bpf"
+# CONFIG_BPF_PRELOAD puts these into each new mount (5.10).
+_KERNELS_OWN = ("maps.debug", "progs.debug")
 _LOCK_POLL_S = 0.02
 _NAME_MAX = 255
 DIRECTORY_MODE = 0o750
@@ -57,6 +59,11 @@ class PinTree:
         return self.root / "marks"
 
     @property
+    def mounted(self) -> Path:
+        """Mark of a mount that an uninstall has to undo."""
+        return self.marks / "mounted-bpffs"
+
+    @property
     def made_cgroups(self) -> Path:
         """Marks of the cgroups that an uninstall has to remove."""
         return self.marks / "made-cgroups"
@@ -66,6 +73,11 @@ class PinTree:
         """Marks of the scopes that are only watched, also while their cgroup is gone."""
         return self.marks / "shadows"
 
+    @property
+    def taken_out(self) -> Path:
+        """Marks of the cgroups that an operator took out of the mesh."""
+        return self.marks / "taken-out"
+
     def scope(self, cgroup_name: str) -> Path:
         """The directory of one scoped cgroup's links; its name can be read back."""
         return self.scope_links / escaped(cgroup_name)
@@ -73,17 +85,17 @@ class PinTree:
     def exists(self) -> bool:
         return self.current.is_dir()
 
-    def mark(self, name: str) -> None:
-        make_directory(self.marks / name)
+    def scope_directories(self) -> list[Path]:
+        """One for each scoped cgroup."""
+        if not self.scope_links.is_dir():
+            return []
+        return sorted(self.scope_links.iterdir())
 
     def marked_cgroups(self) -> list[str]:
         """Names of the cgroups that we made, the deepest first."""
         if not self.made_cgroups.is_dir():
             return []
         return sorted(map(cgroup_name, self.made_cgroups.iterdir()), key=len, reverse=True)
-
-    def is_marked(self, name: str) -> bool:
-        return (self.marks / name).is_dir()
 
 
 def escaped(cgroup_name: str) -> str:
@@ -126,13 +138,12 @@ def ensure_mounted(tree: PinTree) -> None:
     libc = c.CDLL(None, use_errno=True)
     if libc.mount(b"bpf", os.fsencode(target), b"bpf", 0, b"mode=0700") != 0:
         raise KernelError(f"mount bpffs at {target}", c.get_errno())
-    make_directory(tree.root)
-    tree.mark("mounted-bpffs")
+    make_directory(tree.mounted)
 
 
 def unmount_if_ours(target: Path, *, ours: bool) -> None:
     """Undo `ensure_mounted` when nobody else uses the mount by now."""
-    if not ours or any(target.iterdir()):
+    if not ours or any(path.name not in _KERNELS_OWN for path in target.iterdir()):
         return
     libc = c.CDLL(None, use_errno=True)
     if libc.umount(os.fsencode(target)) != 0:

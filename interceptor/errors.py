@@ -24,7 +24,7 @@ class KernelError(InterceptorError):
         if hint:
             text += f"; {hint}"
         if log:
-            text += f"\n  libbpf: {log.strip()}".replace("\n", "\n  ")
+            text += f"\n{log.strip()}".replace("\n", "\n  ")
         super().__init__(text)
 
 

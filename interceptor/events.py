@@ -48,7 +48,10 @@ def parse(record: bytes) -> Decision:
 
 
 class EventStream:
-    """Switches events on while it is open; one reader at a time sees all of them."""
+    """Switches events on while it is open; one reader at a time sees all of them.
+
+    The caller holds the node's lock while it opens and closes this, and owns `maps`.
+    """
 
     def __init__(self, maps: Maps, on_decision: Callable[[Decision], None]) -> None:
         self._maps = maps

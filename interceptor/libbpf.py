@@ -46,6 +46,8 @@ _SampleFn = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_size_t)
 _LIBBPF_WARN = 0
 _Info = TypeVar("_Info", bound=c.Structure)
 _log = threading.local()
+# C calls these: they must live as long as the library.
+_callbacks: list[object] = []
 
 
 class _LinkCreateOpts(c.Structure):
@@ -161,7 +163,7 @@ def library() -> c.CDLL:
     callback = _PrintFn(capture)
     lib.libbpf_set_print.argtypes = (_PrintFn,)
     lib.libbpf_set_print(callback)
-    lib._keep_alive = callback
+    _callbacks.append(callback)
     _declare(lib)
     return lib
 
@@ -240,7 +242,8 @@ def possible_cpus() -> int:
 
 def _checked(what: str, function: Callable[..., int], *arguments: object, hint: str = "") -> int:
     """Call a libbpf function that returns a negative error number."""
-    _log.lines = lines = []
+    lines: list[str] = []
+    _log.lines = lines
     try:
         result = function(*arguments)
     finally:
@@ -256,7 +259,8 @@ class Object:
     def __init__(self, path: Path) -> None:
         self._lib = library()
         self._path = path
-        _log.lines = lines = []
+        lines: list[str] = []
+        _log.lines = lines
         c.set_errno(0)
         try:
             self._handle = self._lib.bpf_object__open_file(os.fsencode(path), None)

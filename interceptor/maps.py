@@ -17,8 +17,8 @@ from interceptor.abi import Cfg, CfgFlag, CgroupFlag, DstFlag, ListenerSlot, Rea
 from interceptor.errors import InterceptorError
 
 _ZERO = struct.pack("=I", 0)
-_LOOPBACK4 = ip_network("127.0.0.0/8")
-_LOOPBACK6 = ip_network("::1/128")
+_LOOPBACK4 = IPv4Network("127.0.0.0/8")
+_LOOPBACK6 = IPv6Network("::1/128")
 
 
 @dataclass(frozen=True, slots=True)

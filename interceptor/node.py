@@ -8,15 +8,14 @@ under the node's one lock; everything can be removed from the pins alone.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from interceptor import bpffs, libbpf, links, programs
+from interceptor import bpffs, libbpf, links, programs, removal
 from interceptor.abi import CfgFlag, CgroupFlag
 from interceptor.bpffs import PinTree, escaped, locked, make_directory
 from interceptor.cgroup import Cgroup, all_ids
@@ -25,11 +24,12 @@ from interceptor.links import AGENT_HOOKS, ALL_HOOKS, NETNS_HOOKS, SCOPE_HOOKS, 
 from interceptor.maps import Maps
 from interceptor.probe import Features, probe_hooks
 from interceptor.programs import usable_hooks
+from interceptor.removal import Removal
 
 DEFAULT_ROOT = Path("/sys/fs/bpf/moa")
 OWN_NETNS = Path("/proc/self/ns/net")
+LOCK_TIMEOUT_S = 10.0
 
-_MARK_MOUNTED = "mounted-bpffs"
 # OpenSSH 9.8 and later serve a login by sshd-session.
 _NEVER_SCOPED = ("sshd", "sshd-session", "systemd", "systemd-logind", "dbus-daemon", "init")
 
@@ -66,14 +66,6 @@ class Scope:
     hooks: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Removal:
-    """What an uninstall took away and what it had to leave."""
-
-    removed: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-
-
 class Node:
     """The interception of one node, whose pins are below `root`."""
 
@@ -92,8 +84,8 @@ class Node:
         return Maps(self.tree.maps)
 
     @contextmanager
-    def _changing(self) -> Iterator[Maps]:
-        with locked(self.tree), self.maps() as maps:
+    def _changing(self, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[Maps]:
+        with locked(self.tree, timeout_s=lock_timeout_s), self.maps() as maps:
             yield maps
 
     # Install
@@ -117,7 +109,7 @@ class Node:
             with self.maps() as maps:
                 self._write_settings(maps, settings, spread=features.has(NETNS_HOOKS[0].attach))
             self._attach_agent(settings, features)
-            for scope in self._scope_directories():
+            for scope in self.tree.scope_directories():
                 self._attach_scope(Cgroup(bpffs.cgroup_name(scope)), features)
         missing = tuple(h.name for h in ALL_HOOKS if not features.has(h.attach))
         return InstallReport(loaded.fresh, loaded.changed, missing)
@@ -160,11 +152,6 @@ class Node:
 
     # Scope
 
-    def _scope_directories(self) -> list[Path]:
-        if not self.tree.scope_links.is_dir():
-            return []
-        return sorted(self.tree.scope_links.iterdir())
-
     def _attach_scope(self, scope: Cgroup, features: Features | None = None) -> None:
         """Attach the services' hooks; a cgroup that does not exist is left for later."""
         if not scope.exists():
@@ -177,7 +164,14 @@ class Node:
             for hook in hooks:
                 links.ensure(hook, fds[hook.program], target, directory)
 
-    def add_scope(self, scope: Cgroup, *, shadow: bool = False, force: bool = False) -> None:
+    def add_scope(
+        self,
+        scope: Cgroup,
+        *,
+        shadow: bool = False,
+        force: bool = False,
+        lock_timeout_s: float = LOCK_TIMEOUT_S,
+    ) -> None:
         """Look at the connections of a cgroup and everything below it.
 
         Raises `Refused` when it holds what a mistake of ours must not reach, unless forced.
@@ -186,8 +180,8 @@ class Node:
             raise InterceptorError(f"cgroup {scope.name}: does not exist at {scope.path}")
         if not force:
             refuse_dangerous(scope)
-        with self._changing() as maps:
-            for directory in self._scope_directories():
+        with self._changing(lock_timeout_s) as maps:
+            for directory in self.tree.scope_directories():
                 other = Cgroup(bpffs.cgroup_name(directory))
                 if other != scope and (other.holds(scope) or scope.holds(other)):
                     raise Refused(
@@ -202,6 +196,7 @@ class Node:
                 if fresh:
                     self._detach_scope(maps, scope)
                 raise
+            bpffs.remove_tree(self.tree.taken_out / escaped(scope.name))
 
     def _set_shadow(self, maps: Maps, scope: Cgroup, *, shadow: bool) -> None:
         mark = self.tree.shadows / escaped(scope.name)
@@ -217,22 +212,30 @@ class Node:
         self._set_shadow(maps, scope, shadow=False)
 
     def remove_scope(self, scope: Cgroup) -> bool:
-        """Stop looking at a cgroup; False when it was not in the mesh."""
+        """Stop looking at a cgroup; False when it was not in the mesh.
+
+        It stays out, whatever an agent's configuration says, until it is added by name.
+        """
         with self._changing() as maps:
+            make_directory(self.tree.taken_out / escaped(scope.name))
             directory = self.tree.scope(scope.name)
             if not directory.is_dir():
                 return False
             self._detach_scope(maps, scope)
             return True
 
-    def reconcile(self) -> list[str]:
+    def was_taken_out(self, scope: Cgroup) -> bool:
+        """Whether an operator took this cgroup out of the mesh and nobody put it back."""
+        return (self.tree.taken_out / escaped(scope.name)).is_dir()
+
+    def reconcile(self, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> list[str]:
         """Attach scopes whose cgroup was removed and made anew; returns their names.
 
         A unit that systemd restarts gets a new cgroup of the same name.
         """
-        with self._changing() as maps:
+        with self._changing(lock_timeout_s) as maps:
             mended = []
-            for directory in self._scope_directories():
+            for directory in self.tree.scope_directories():
                 scope = Cgroup(bpffs.cgroup_name(directory))
                 if scope.exists() and links.is_lost(directory, scope.id):
                     shadow = (self.tree.shadows / directory.name).is_dir()
@@ -245,10 +248,8 @@ class Node:
 
     def scopes(self) -> list[Scope]:
         """Every scoped cgroup and its state."""
-        with self.maps() as maps:
-            policies = maps.cgroup_policies()
         found = []
-        for directory in self._scope_directories():
+        for directory in self.tree.scope_directories():
             scope = Cgroup(bpffs.cgroup_name(directory))
             inode = scope.id if scope.exists() else None
             lost = inode is None or links.is_lost(directory, inode)
@@ -256,7 +257,7 @@ class Node:
                 Scope(
                     cgroup=scope.name,
                     state="lost" if lost else "attached",
-                    shadow=bool(policies.get(inode or 0, CgroupFlag(0)) & CgroupFlag.SHADOW),
+                    shadow=(self.tree.shadows / directory.name).is_dir(),
                     hooks=tuple(sorted(path.name for path in directory.iterdir())),
                 )
             )
@@ -278,35 +279,7 @@ class Node:
 
         Works on a half-finished install, on a crashed agent's leftovers, and on nothing.
         """
-        removal = Removal()
-        if not self.tree.root.is_dir():
-            return removal
-        with locked(self.tree):
-            self._switch_off()
-            for directory in self._scope_directories():
-                name = bpffs.cgroup_name(directory)
-                links.detach_all(directory)
-                removal.removed.append(f"hooks of cgroup {name}")
-            links.detach_all(self.tree.agent_links)
-            mounted_by_us = self.tree.is_marked(_MARK_MOUNTED)
-            made_cgroups = [Cgroup(name) for name in self.tree.marked_cgroups()]
-            for path in sorted(self.tree.root.iterdir()):
-                bpffs.remove_tree(path)
-                removal.removed.append(str(path))
-            for made in made_cgroups:
-                if not made.remove():
-                    removal.left.append(
-                        f"cgroup {made.name}: processes "
-                        f"{', '.join(map(str, made.processes()))} are still in it"
-                    )
-            shutil.rmtree(self.tree.root)
-        bpffs.unmount_if_ours(Path("/sys/fs/bpf"), ours=mounted_by_us)
-        return removal
-
-    def _switch_off(self) -> None:
-        if self.is_installed() and (self.tree.maps / "cfg").exists():
-            with self.maps() as maps:
-                maps.set_flags(CfgFlag.ENABLED, on=False)
+        return removal.uninstall(self.tree)
 
 
 def _forget_removed_cgroups(maps: Maps) -> None:

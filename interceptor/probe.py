@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interceptor import libbpf
-from interceptor.cgroup import Cgroup
+from interceptor.cgroup import Cgroup, mount_point
 from interceptor.errors import InterceptorError
 from interceptor.libbpf import AttachType
 
@@ -39,6 +39,7 @@ _MAP_TYPES = {
     "ringbuf": (27, 0, 0, 4096),
 }
 _LPM_NO_PREALLOC = 1
+_SCRATCH_PREFIX = "/moa-probe-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,20 @@ class Features:
 
 def probe_hooks() -> Features:
     """Try every hook; needs root. Leaves nothing behind."""
-    scratch = Cgroup(f"/moa-probe-{os.getpid()}")
+    _remove_leftovers()
+    scratch = Cgroup(f"{_SCRATCH_PREFIX}{os.getpid()}")
     scratch.create()
     try:
         return Features(tuple(_probe_hook(attach, scratch) for attach in _PROGRAM_TYPES))
     finally:
         scratch.remove()
+
+
+def _remove_leftovers() -> None:
+    """Of probes that were killed; a cgroup can only be removed when nothing is in it."""
+    for path in mount_point().glob(f"{_SCRATCH_PREFIX[1:]}*"):
+        if not Path("/proc", path.name.rpartition("-")[2]).exists():
+            Cgroup.of(path).remove()
 
 
 def _probe_hook(attach: AttachType, scratch: Cgroup) -> Support:

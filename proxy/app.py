@@ -17,6 +17,7 @@ from typing import Protocol
 import structlog
 
 from proxy.core.dispatch import Dialled, Verdict, judge_inbound, judge_outbound
+from proxy.core.known import KnownInstances
 from proxy.core.model import Address, ServiceTable
 from proxy.core.routing import Router
 from proxy.net.forward import Forwarder, ForwardSettings
@@ -36,6 +37,13 @@ from proxy.wire.resp import Command
 
 _REOPEN_SHARE = 0.9
 """A full agent takes traffic again below this share of its connections."""
+
+_REOPEN_AFTER_S = 1.0
+"""How often a full agent looks whether it still is."""
+
+_LAST_ARRIVALS_S = 0.1
+_FIRST_REQUEST_S = 1.0
+"""While it drains: a client that has just connected may send its first request so long."""
 
 log = structlog.get_logger("proxy")
 
@@ -63,6 +71,9 @@ class Gate(Protocol):
     def shut(self) -> None:
         """Let new connections pass, at once; what is established stays."""
 
+    def follow(self) -> None:
+        """The instances that the registry knows have changed."""
+
 
 @dataclass(frozen=True, slots=True)
 class AppSettings:
@@ -87,9 +98,14 @@ class ProxyApp:
         registry: Registry,
         gate: Gate,
         is_local: Callable[[Address], bool],
+        known: KnownInstances,
         rand: random.Random | None = None,
     ) -> None:
-        """`is_local`: whether an address is this node's and its port steered to the agent."""
+        """`is_local`: whether an address is this node's and its port steered to the agent.
+
+        `known` is updated with each table, before the gate is told to follow it.
+        """
+        self.known = known
         self.settings = settings
         self.registry = registry
         self.metrics = Metrics()
@@ -116,7 +132,7 @@ class ProxyApp:
 
     def start(self) -> None:
         """Listen and open the gate; raises `OSError` that names the address that is taken."""
-        self.forwarder.update(self.registry.table)
+        self._on_table(self.registry.table)
         self.registry.subscribe(self._on_table)
         self.listeners = self._listen()
         accept: dict[socket.socket | None, Callable[[socket.socket], None]] = {
@@ -127,7 +143,7 @@ class ProxyApp:
         }
         for sock, on_accept in accept.items():
             if sock is not None:
-                acceptor = Acceptor(self._loop, sock, on_accept, self._on_full)
+                acceptor = Acceptor(self._loop, sock, on_accept, self._on_accept_error)
                 acceptor.start()
                 self._acceptors.append(acceptor)
         self._gate.open(self.listeners)
@@ -150,7 +166,9 @@ class ProxyApp:
         )
 
     def _on_table(self, table: ServiceTable) -> None:
+        self.known.update(table.addresses, self._loop.time())
         self.forwarder.update(table)
+        self._gate.follow()
 
     def _source_for(self, address: Address) -> str | None:
         """A service of this node is reached without the detour over our own inbound side."""
@@ -194,7 +212,7 @@ class ProxyApp:
             direction=direction,
             client=client,
             original=original,
-            original_is_instance=original in self.forwarder.table.addresses,
+            original_is_instance=original in self.known,
             source=source,
         )
         session = Session(
@@ -228,23 +246,29 @@ class ProxyApp:
         self._counters.connections -= 1
         if not self.sessions:
             self._empty.set()
-        limit = _REOPEN_SHARE * self.settings.max_connections
-        if self._shut and not self._draining and len(self.sessions) < limit:
-            self._reopen()
 
     # Being full: new connections go where they would go without us
 
-    def _on_full(self) -> None:
+    def _on_accept_error(self) -> None:
         self.metrics.accept_errors += 1
-        if self._shut:
+        self._on_full()
+
+    def _on_full(self) -> None:
+        if self._shut or self._draining:
             return
         self._shut = True
+        # Descriptors may be free again without any of our connections having ended.
+        self._loop.call_later(_REOPEN_AFTER_S, self._reopen_if_room)
         self.metrics.overloads += 1
         self._gate.shut()
         log.warning("full", connections=len(self.sessions), new_connections="go direct")
 
-    def _reopen(self) -> None:
-        if self.listeners is not None:
+    def _reopen_if_room(self) -> None:
+        if self._draining or self.listeners is None:
+            return
+        if len(self.sessions) >= _REOPEN_SHARE * self.settings.max_connections:
+            self._loop.call_later(_REOPEN_AFTER_S, self._reopen_if_room)
+        else:
             self._shut = False
             self._gate.open(self.listeners)
             log.info("no longer full", connections=len(self.sessions))
@@ -256,9 +280,12 @@ class ProxyApp:
         self._draining = True
         self._gate.shut()
         deadline_s = self._loop.time() + timeout_s
+        # A connect() that was turned to us just before is still on its way to be accepted.
+        await asyncio.sleep(min(_LAST_ARRIVALS_S, timeout_s))
         while self.sessions and self._loop.time() < deadline_s:
+            silent_since_s = self._loop.time() - _FIRST_REQUEST_S
             for session in list(self.sessions.values()):
-                if session.is_idle:
+                if session.is_idle and (session.requests or session.started_s < silent_since_s):
                     session.client.close()
             self._empty.clear()
             try:
@@ -270,6 +297,7 @@ class ProxyApp:
 
     def close(self) -> None:
         """Close everything now."""
+        self._draining = True
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()

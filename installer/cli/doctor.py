@@ -25,8 +25,8 @@ from installer.doctor.probes import Probes
 def doctor(ctx: click.Context, session: Session, ids: tuple[str, ...], pre: bool) -> None:
     """Say what is wrong here and what to do.
 
-    Changes nothing.     Exit code 1 when any check fails; warnings do not count. CHECK names checks to run alone.
-    docs/CHECKS.md explains each.
+    Changes nothing. Exit code 1 when any check fails; warnings do not count. CHECK names
+    checks to run alone. docs/CHECKS.md explains each.
     """
     findings = list(doctor_check.run(_chosen(ids, pre), _probes(session)))
     failed = sum(finding.result.status is Status.FAIL for finding in findings)

@@ -122,8 +122,8 @@ def _remove_scope(session: Session, node: Node, scope: Cgroup, change: _Change) 
     change.done.append(f"cgroup {scope.name} {verb}")
     if scope.name in session.config().scope.cgroups:
         change.notes.append(
-            f"scope.cgroups in {session.config_file} names {scope.name}: an agent that runs with "
-            "it takes the cgroup in again; take it out there and restart the agent"
+            f"scope.cgroups in {session.config_file} names {scope.name}; it stays out all the "
+            f"same until `moactl mesh on --cgroup {scope.name}`"
         )
 
 

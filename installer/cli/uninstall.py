@@ -32,10 +32,11 @@ class _Report:
 @shared_options
 @pass_session
 def uninstall(session: Session, yes: bool) -> None:
-    """Take everything out of the kernel and remove what the agent wrote.
+    """Take everything out of the kernel.
 
-    Needs no agent and no valid configuration, and may be repeated. Services are not touched:
-    their new connections go straight. The configuration file stays.
+    Removes what the agent wrote, too; the configuration file stays. Needs no agent and no valid
+    configuration, and may be repeated. Services are not touched: their new connections go
+    straight.
     """
     config = _config_or_defaults(session)
     node = Node(session.root or config.bpf.root)

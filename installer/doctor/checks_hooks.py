@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from installer.doctor.check import Check, Result, Severity, fail, ok, skip, warn
+from installer.doctor.checks_machine import missing_capabilities
 from installer.doctor.probes import Probes
 from interceptor.errors import InterceptorError
 from interceptor.libbpf import AttachType
@@ -34,6 +35,8 @@ def _hook_checks() -> Iterator[Check]:
 
 def _try(attach: AttachType, purpose: str) -> Callable[[Probes], Result]:
     def run(probes: Probes) -> Result:
+        if missing_capabilities(probes):
+            return skip("cannot be tried without privileges: see caps")
         try:
             features = probes.hooks()
         except (InterceptorError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -82,8 +83,10 @@ def _attached(path: Path, attach: AttachType) -> list[int]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return libbpf.attached_programs(fd, attach)
-    except KernelError:
-        return []  # a kernel without this hook has nobody on it
+    except KernelError as error:
+        if error.errno == errno.EINVAL:
+            return []  # a kernel without this hook has nobody on it
+        raise
     finally:
         os.close(fd)
 

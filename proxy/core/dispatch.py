@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from proxy.core.model import ServiceTable
-from proxy.wire.moa import BadRequest, Ec, NotMoa, Route, error_body, parse_route
-from proxy.wire.redis_server import SessionState, answer
+from proxy.wire.moa import BadRequest, Ec, NotMoa, Route, error_body, parse_route, unsent_body
+from proxy.wire.redis_server import SessionState, answer, is_connection_command
 from proxy.wire.resp import Command, bulk
 
 
@@ -35,10 +37,10 @@ class Forward:
 class ToOriginal:
     """Send the command, as it is, to the address that was dialled.
 
-    `instead` is the reply when that cannot be reached; None: reset the client.
+    `instead` makes the reply when that cannot be reached; None: reset the client.
     """
 
-    instead: bytes | None
+    instead: Callable[[], bytes] | None
     uri: str = ""
 
 
@@ -57,7 +59,7 @@ class Dialled:
     exists: bool
     """Whether the kernel told us an address at all."""
     is_instance: bool
-    """Whether the registry lists it as an instance of some service."""
+    """Whether the registry lists it, or lately did, as an instance of some service."""
 
 
 def read_route(command: Command) -> Route | BadRequest | None:
@@ -84,35 +86,48 @@ def judge_outbound(
     if isinstance(route, Route):
         if table.knows(route.uri):
             return Forward(route)
-        unknown = f"service {route.uri} is not in the registry"
         if not dialled.exists:
-            return Answer(bulk(error_body(Ec.SERVICE_NOT_FOUND, unknown)))
-        unknown += ", and the dialled address cannot be reached"
-        return ToOriginal(bulk(error_body(Ec.SERVICE_NOT_FOUND, unknown)), route.uri)
+            return Answer(_not_found(route.uri, "is not in the registry"))
+        why = "is not in the registry, and the dialled address cannot be reached"
+        return ToOriginal(partial(_not_found, route.uri, why), route.uri)
     is_moa = dialled.is_instance or spoke_moa or not dialled.exists
     if isinstance(route, BadRequest):
         reply = bulk(error_body(route.ec, route.em))
-        return Answer(reply) if is_moa else ToOriginal(reply)
+        return Answer(reply) if is_moa else ToOriginal(lambda: reply)
+    if not is_moa and _silences_replies(command):
+        return Splice()
     local = answer(command, state)
     if local is not None:
-        return Answer(local) if is_moa else ToOriginal(local)
+        return Answer(local) if is_moa else ToOriginal(lambda: local)
     if not dialled.exists:
         return Answer(b"-ERR unknown command\r\n")
     return Splice()
 
 
+def _silences_replies(command: Command) -> bool:
+    """CLIENT REPLY OFF or SKIP: from here on a command no longer has one reply."""
+    return tuple(arg.upper() for arg in command.args[:2]) == (b"CLIENT", b"REPLY")
+
+
 def judge_inbound(command: Command) -> Verdict:
     """The verdict on a command for a local service: it decides itself about everything.
 
-    Also about PING: a health check must see the service, not its agent.
+    Also about PING: a health check must see the service, not its agent. What neither MOA nor
+    a connecting client sends may be no command at all (`GET / HTTP/1.1`), and is spliced.
     """
     route = read_route(command)
     if route is None:
-        return ToOriginal(instead=None)
+        if is_connection_command(command) and not _silences_replies(command):
+            return ToOriginal(instead=None)
+        return Splice()
     uri = route.uri if isinstance(route, Route) else ""
-    return ToOriginal(
-        bulk(
-            error_body(Ec.REMOTING, f"the local service of {uri or 'this port'} cannot be reached")
-        ),
-        uri,
-    )
+    return ToOriginal(partial(_local_unreachable, uri), uri)
+
+
+def _not_found(uri: str, why: str) -> bytes:
+    return bulk(error_body(Ec.SERVICE_NOT_FOUND, f"service {uri} {why}"))
+
+
+def _local_unreachable(uri: str) -> bytes:
+    """Of use to the agent on the caller's side: it may choose another instance."""
+    return bulk(unsent_body(f"the local service of {uri or 'this port'} cannot be reached"))

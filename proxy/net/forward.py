@@ -21,13 +21,15 @@ from proxy.core.routing import Candidates, Router, narrow
 from proxy.net.pool import Pool, PoolSettings, Unavailable, Waiter
 from proxy.net.upstream import Upstream
 from proxy.obs.metrics import Metrics, ServiceCounts
-from proxy.wire.moa import Ec, Route, error_body, is_transport_failure, parse_ec
+from proxy.wire.moa import Ec, Route, error_body, is_transport_failure, is_unsent, parse_ec
 from proxy.wire.resp import Reply, bulk
 
 MAX_UNSENT_RETRIES = 3
 """Instances that may turn out to be dead before a request gives up; none of them saw it."""
 
 ReplyCallback = Callable[[bytes], None]
+
+_NOT_TRIED = Unavailable("no instance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,11 @@ class Forwarder:
         return chosen
 
     def close(self) -> None:
-        for pool in self.pools.values():
-            pool.close()
-        self.pools.clear()
+        """Fail what waits; nothing is sent any more."""
+        self.table = ServiceTable()
+        while self.pools:
+            # One that fails may ask for another: none is listed now.
+            self.pools.popitem()[1].close()
 
 
 class Exchange:
@@ -145,12 +149,12 @@ class Exchange:
         metrics.requests += 1
         metrics.in_flight += 1
         self._counts.requests += 1
-        self._try_next("no instance")
+        self._try_next(_NOT_TRIED)
 
-    def _try_next(self, why: str) -> None:
+    def _try_next(self, last: Unavailable) -> None:
         instance = self._forwarder.choose(self._candidates, self._tried)
         if instance is None:
-            self._give_up(why)
+            self._give_up(last)
             return
         forwarder = self._forwarder
         now_s = forwarder.loop.time()
@@ -168,12 +172,14 @@ class Exchange:
         self._waiter = Waiter(self._on_connection, self._on_unavailable)
         self._pool.acquire(self._waiter)
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, last: Unavailable) -> None:
         if not self._candidates.instances:
             steps = "; ".join(self._candidates.steps)
             self._fail(Ec.SERVICE_NOT_FOUND, f"no instance of {self._route.uri}: {steps}")
+        elif last.is_overload:
+            self._fail(Ec.THREAD_POOL_IS_FULL, f"{self._route.uri}: {last.why}")
         else:
-            self._fail(Ec.REMOTING, f"{self._route.uri}: {why}")
+            self._fail(Ec.REMOTING, f"{self._route.uri}: {last.why}")
 
     def _on_connection(self, upstream: Upstream) -> None:
         self._waiter = None
@@ -197,11 +203,11 @@ class Exchange:
             max_retries=MAX_UNSENT_RETRIES,
         ):
             forwarder.metrics.retried += 1
-            self._try_next(why.why)
-        elif why.is_overload:
-            self._fail(Ec.THREAD_POOL_IS_FULL, f"{self._route.uri}: {why.why}")
+            # The table may have changed, and be the reason.
+            self._candidates = forwarder.candidates(self._route)
+            self._try_next(why)
         else:
-            self._fail(Ec.REMOTING, f"{self._route.uri}: {why.why}")
+            self._give_up(why)
 
     def _on_upstream_reply(self, reply: Reply) -> None:
         upstream, pool = self._sent_on, self._pool
@@ -210,7 +216,13 @@ class Exchange:
         self._sent_on = None
         forwarder = self._forwarder
         address, now_s = upstream.address, forwarder.loop.time()
-        ec = None if reply.begin < 0 else parse_ec(reply.payload or b"")
+        body = b"" if reply.begin < 0 else reply.payload or b""
+        if is_unsent(body) and not self._done:
+            pool.release(upstream)
+            why = f"{address}: its agent cannot reach it"
+            self._on_unavailable(Unavailable(why, is_refused=True))
+            return
+        ec = parse_ec(body)
         if ec is not None and is_transport_failure(ec):
             forwarder.health.record_failure(address, now_s)
             self._counts.transport_failures += 1
@@ -256,8 +268,8 @@ class Exchange:
 
     def _let_go(self) -> None:
         """Leave the connection or the queue; a late reply must not meet another request."""
-        if self._waiter is not None:
-            self._waiter.cancel()
+        if self._waiter is not None and self._pool is not None:
+            self._pool.leave(self._waiter)
             self._waiter = None
         if self._sent_on is not None and self._pool is not None:
             upstream, self._sent_on = self._sent_on, None

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.core.model import Address
+from proxy.net.dial import Dial
 from proxy.net.sockets import open_client
-from proxy.net.stream import Dial
 from proxy.net.upstream import LossCallback, ReplyCallback, Upstream
 from proxy.wire.resp import Limits, Reply
 
@@ -37,7 +37,7 @@ class Lane:
     """Owns at most one connection to `target`.
 
     `on_server_first` gets bytes that answer no command; `on_hangup` tells that the server has
-    ended an idle connection.
+    ended an idle connection, and whether with a reset.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Lane:
         source: str | None,
         settings: LaneSettings,
         on_server_first: Callable[[bytes], None],
-        on_hangup: Callable[[], None],
+        on_hangup: Callable[[bool], None],
     ) -> None:
         self._loop = loop
         self._target = target
@@ -64,10 +64,6 @@ class Lane:
     @property
     def is_open(self) -> bool:
         return self._upstream is not None
-
-    def open(self) -> None:
-        """Connect ahead of the first command, to hear a server that speaks first."""
-        self.use(lambda _upstream: None)
 
     def request(
         self,
@@ -151,8 +147,15 @@ class Lane:
         self._serve_queue()
 
     def _on_idle_loss(self) -> None:
+        was_reset = self._upstream is not None and self._upstream.was_reset
         self._upstream = None
-        self._on_hangup()
+        self._on_hangup(was_reset)
+
+    def abort(self) -> None:
+        """Close with a reset, as the client did."""
+        if self._upstream is not None:
+            self._upstream.stream.abort()
+        self.close()
 
     def close(self) -> None:
         """Nothing is called back any more."""

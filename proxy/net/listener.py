@@ -7,6 +7,8 @@ import errno
 import socket
 from collections.abc import Callable
 
+from proxy.net.sockets import prepare_connection
+
 _BATCH = 64
 """Accepted in one turn of the loop, so that a flood does not starve what is established."""
 
@@ -65,7 +67,7 @@ class Acceptor:
                     return
                 continue  # The peer left before we came: ECONNABORTED and its kin.
             accepted.setblocking(False)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            prepare_connection(accepted)
             self._on_accept(accepted)
 
     def _pause(self) -> None:

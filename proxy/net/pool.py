@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from proxy.core.model import Address
+from proxy.net.dial import Dial
 from proxy.net.sockets import open_client
-from proxy.net.stream import Dial
 from proxy.net.upstream import Upstream
 from proxy.wire.resp import Limits, Reply, encode_command
 
 _PING = encode_command(b"PING")
+
+_OUR_LIMITS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
+"""Errors of connect() and socket() that say nothing of the instance."""
 PING_TIMEOUT_S = 2.0
 
 
@@ -39,15 +44,15 @@ class Unavailable:
 
     why: str
     is_overload: bool = False
-    """The queue was full: the instance itself may be well."""
+    """The queue was full, or we have no descriptor left: the instance itself may be well."""
     is_refused: bool = False
     """Nothing listens there: one proof is enough."""
 
 
 class Waiter:
-    """Somebody who waits for a connection; `cancel` when they no longer do."""
+    """Somebody who waits for a connection; `Pool.leave` when they no longer do."""
 
-    __slots__ = ("_on_ready", "_on_unavailable", "cancelled")
+    __slots__ = ("_on_ready", "_on_unavailable")
 
     def __init__(
         self,
@@ -56,10 +61,6 @@ class Waiter:
     ) -> None:
         self._on_ready = on_ready
         self._on_unavailable = on_unavailable
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
 
     def ready(self, upstream: Upstream) -> None:
         self._on_ready(upstream)
@@ -100,7 +101,7 @@ class Pool:
         self._lent: set[Upstream] = set()
         self._pinging: set[Upstream] = set()
         self._dials: set[Dial] = set()
-        self._waiting: deque[Waiter] = deque()
+        self._waiting: OrderedDict[Waiter, None] = OrderedDict()
         self._closed = False
         self._timer = loop.call_later(self._tick_s, self._tick)
 
@@ -126,10 +127,10 @@ class Pool:
                 return
             upstream.close()
         if self.connections + len(self._dials) < self._settings.size:
-            self._waiting.append(waiter)
+            self._waiting[waiter] = None
             self._dial()
         elif len(self._waiting) < self._settings.queue:
-            self._waiting.append(waiter)
+            self._waiting[waiter] = None
         else:
             waiter.unavailable(
                 Unavailable(
@@ -139,40 +140,42 @@ class Pool:
                 )
             )
 
+    def leave(self, waiter: Waiter) -> None:
+        """Wait no longer; nothing is called back."""
+        self._waiting.pop(waiter, None)
+
     def release(self, upstream: Upstream) -> None:
         """Take back a connection whose reply has arrived."""
         self._lent.discard(upstream)
-        if self._closed or upstream.is_lost:
-            upstream.close()
-            return
         upstream.used_s = self._loop.time()
         self._offer(upstream)
 
     def discard(self, upstream: Upstream) -> None:
         """Close a connection that cannot be used again."""
         self._lent.discard(upstream)
+        self._replace(upstream)
+
+    def _replace(self, upstream: Upstream) -> None:
+        """Close a connection, and open another if somebody waits for it."""
         upstream.close()
-        if self._next_waiter_exists() and not self._closed:
+        if self._waiting and not self._closed:
             self._dial()
 
     def _offer(self, upstream: Upstream) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.cancelled:
-                self._lend(upstream, waiter)
-                return
+        # The server may have ended it right behind its reply; an idle one is looked at when
+        # it is lent.
+        if self._closed or upstream.is_lost or (self._waiting and not upstream.looks_alive()):
+            self._replace(upstream)
+            return
+        if self._waiting:
+            self._lend(upstream, self._waiting.popitem(last=False)[0])
+            return
         upstream.heard_s = self._loop.time()
-        upstream.on_idle_loss = partial(self._on_idle_loss, upstream)
         self._idle.append(upstream)
 
     def _lend(self, upstream: Upstream, waiter: Waiter) -> None:
         self._lent.add(upstream)
         waiter.ready(upstream)
-
-    def _next_waiter_exists(self) -> bool:
-        while self._waiting and self._waiting[0].cancelled:
-            self._waiting.popleft()
-        return bool(self._waiting)
 
     def _on_idle_loss(self, upstream: Upstream) -> None:
         if upstream in self._idle:
@@ -207,19 +210,26 @@ class Pool:
         else:
             upstream = Upstream(self._loop, result, self.address, self._settings.limits)
             upstream.used_s = self._loop.time()
-            self._offer(upstream)
+            upstream.on_idle_loss = partial(self._on_idle_loss, upstream)
+            if upstream.looks_alive():
+                self._offer(upstream)
+            else:
+                # As good as refused; dialling again would go on for ever.
+                upstream.close()
+                self._on_refused(ConnectionResetError(errno.ECONNRESET, "closed at once"))
 
     def _on_refused(self, error: OSError) -> None:
         why = Unavailable(
             f"{self.address}: {error.strerror or error}",
+            is_overload=error.errno in _OUR_LIMITS,
             is_refused=error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH),
         )
         # Without any connection nobody can be served here: let all of them go elsewhere.
         count = 1 if self.connections or self._dials else len(self._waiting)
         for _ in range(count):
-            if not self._next_waiter_exists():
+            if not self._waiting:
                 return
-            self._waiting.popleft().unavailable(why)
+            self._waiting.popitem(last=False)[0].unavailable(why)
 
     # Keeping idle connections honest
 
@@ -241,13 +251,13 @@ class Pool:
         def forget(_why: str = "") -> None:
             timer.cancel()
             self._pinging.discard(upstream)
-            upstream.close()
+            self._replace(upstream)
 
         def answered(reply: Reply) -> None:
             timer.cancel()
             self._pinging.discard(upstream)
-            if reply.kind == b"-" or self._closed:
-                upstream.close()
+            if reply.kind == b"-":
+                self._replace(upstream)
             else:
                 self._offer(upstream)
 
@@ -263,5 +273,6 @@ class Pool:
         for upstream in [*self._idle, *self._pinging]:
             upstream.close()
         self._idle.clear()
-        while self._next_waiter_exists():
-            self._waiting.popleft().unavailable(Unavailable(f"{self.address}: is no longer listed"))
+        gone = Unavailable(f"{self.address}: is no longer listed", is_overload=True)
+        while self._waiting:
+            self._waiting.popitem(last=False)[0].unavailable(gone)

@@ -137,9 +137,15 @@ class Session:
         if not self._expects_moa:
             # The server may be the one that speaks first.
             self._silence_timer = self._loop.call_later(
-                self._settings.detect_wait_s, self._lane.open
+                self._settings.detect_wait_s, self._lane.use, self._on_silence
             )
         self.client.resume_reading()
+
+    def _on_silence(self, upstream: Upstream | None) -> None:
+        """Nobody has spoken, and the dialled server was asked for: now we hear it."""
+        if upstream is None and self.mode is Mode.DETECTING and not self._is_splicing:
+            # connect() should have failed, and did not only because of us.
+            self.client.abort()
 
     @property
     def _expects_moa(self) -> bool:
@@ -164,6 +170,7 @@ class Session:
         elif protocol is Protocol.OTHER:
             self._begin_splice(first)
         else:
+            self._cancel_slow_timer()
             self.mode = Mode.MOA
             self._unread = b""
             self._parse(first)
@@ -198,10 +205,16 @@ class Session:
 
     def _start_slow_timer(self) -> None:
         """A request must be complete within a bounded time of its first byte."""
-        if self._slow_timer is None:
-            self._slow_timer = self._loop.call_later(
-                self._settings.request_read_timeout_s, self._on_slow_request
-            )
+        if self._slow_timer is not None:
+            return
+        timeout_s = self._settings.request_read_timeout_s
+        if not self._expects_moa and not self._is_mid_array():
+            # What waits for an answer to so little, or to half a line, speaks something else.
+            timeout_s = self._settings.detect_wait_s
+        self._slow_timer = self._loop.call_later(timeout_s, self._on_slow_request)
+
+    def _is_mid_array(self) -> bool:
+        return self.mode is not Mode.DETECTING and self._parser.pending.startswith(b"*")
 
     def _cancel_slow_timer(self) -> None:
         if self._slow_timer is not None:
@@ -238,13 +251,16 @@ class Session:
         else:
             self._pump()
 
-    def _on_client_close(self, _error: OSError | None) -> None:
+    def _on_client_close(self, error: OSError | None) -> None:
         for slot in self._slots:
             if slot.exchange is not None:
                 slot.exchange.cancel()
         self._slots.clear()
         self._commands.clear()
-        self._lane.close()
+        if error is not None:
+            self._lane.abort()
+        else:
+            self._lane.close()
         self._end()
 
     def _end_client(self) -> None:
@@ -289,8 +305,14 @@ class Session:
             return
         if self._parser.error is not None:
             self._on_protocol_error(self._parser.error)
+        elif self.client.peer_done and self._is_servers_to_end():
+            self._begin_splice(self._unparsed())
         elif self.client.peer_done:
             self._end_client()
+
+    def _is_servers_to_end(self) -> bool:
+        """Whether the dialled server must see our client's end, and what came just before it."""
+        return not self._expects_moa and (self._lane.is_open or bool(self._parser.pending))
 
     def _on_protocol_error(self, problem: ProtocolError) -> None:
         self._metrics.protocol_errors += 1
@@ -337,7 +359,7 @@ class Session:
             if verdict.instead is None:
                 self.client.abort()
             else:
-                self._fulfil(slot, verdict.instead)
+                self._fulfil(slot, verdict.instead())
 
         def lost(why: str) -> None:
             if not verdict.uri:
@@ -377,11 +399,16 @@ class Session:
         if self._has_ended:
             return
         self.client.write(data)
-        self._begin_splice(self._unparsed())
+        if not self._is_splicing:
+            self._begin_splice(self._unparsed())
 
-    def _on_lane_hangup(self) -> None:
+    def _on_lane_hangup(self, was_reset: bool) -> None:
         """The dialled server ended an idle connection: a client that only it serves is hung up."""
-        if not (self.spoke_moa or self.peer.original_is_instance or self._slots):
+        if self.spoke_moa or self.peer.original_is_instance or self._slots:
+            return
+        if was_reset:
+            self.client.abort()
+        else:
             self._end_client()
 
     def _begin_splice(self, to_server: bytes) -> None:

@@ -12,6 +12,9 @@ from proxy.core.model import Address
 SO_ORIGINAL_DST = 80
 """linux/netfilter_ipv4.h; the same number serves SOL_IP and SOL_IPV6."""
 
+KEEP_IDLE_S, KEEP_INTERVAL_S, KEEP_PROBES = 60, 10, 6
+"""A dead peer is found after two minutes; the system's default is two hours."""
+
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 LOOP_GUARD4 = "127.0.0.6"
@@ -23,11 +26,20 @@ def family_of(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
+def prepare_connection(sock: socket.socket) -> None:
+    """No delay, and keep-alive: a spliced peer whose machine has gone says nothing else."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_PROBES)
+
+
 def open_client(target: Address, *, mark: int = 0, source: str | None = None) -> socket.socket:
     """A non-blocking socket that is ready to connect to `target`; the caller owns it."""
     sock = socket.socket(family_of(target.host), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare_connection(sock)
         if mark:
             # Without CAP_NET_ADMIN the agent's cgroup alone is the loop guard.
             with suppress(PermissionError):

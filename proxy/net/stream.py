@@ -16,8 +16,12 @@ from contextlib import suppress
 from proxy.net.sockets import set_reset_on_close
 
 READ_SIZE = 64 * 1024
+READS_AT_ONCE = 4
+"""Reads in one turn of the loop, so that one fast peer does not starve the others."""
 HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
+FLUSH_STALL_S = 10.0
+"""A peer that takes nothing of our last bytes for so long is reset."""
 
 DataCallback = Callable[[bytes], None]
 Callback = Callable[[], None]
@@ -42,10 +46,13 @@ class Stream:
         "_eof_wanted",
         "_fd",
         "_flush_close",
+        "_flush_timer",
+        "_is_reading_on",
         "_loop",
         "_out",
         "_paused",
         "_peer_done",
+        "_send_error",
         "_writing",
         "bytes_in",
         "bytes_out",
@@ -68,10 +75,13 @@ class Stream:
         self.bytes_out = 0
         self._out: deque[memoryview] = deque()
         self._buffered = 0
+        self._is_reading_on = False
         self._paused = True
         self._peer_done = False
         self._eof_wanted = False
         self._flush_close = False
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._send_error: OSError | None = None
         self._writing = False
         self._closed = False
 
@@ -94,8 +104,13 @@ class Stream:
         """Whether nothing is read at present, by our own choice or because all is read."""
         return self._paused
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the kernel has not yet taken all that was written."""
+        return bool(self._out)
+
     def resume_reading(self) -> None:
-        if self._paused and not self._closed and not self._peer_done:
+        if self._paused and not (self._closed or self._flush_close or self._peer_done):
             self._paused = False
             self._loop.add_reader(self._fd, self._on_readable)
 
@@ -105,16 +120,38 @@ class Stream:
             self._loop.remove_reader(self._fd)
 
     def _on_readable(self) -> None:
-        try:
-            data = self.sock.recv(READ_SIZE)
-        except (BlockingIOError, InterruptedError):
+        """Read until nothing is left, even when little came.
+
+        libuv reports a reset once and then no event at all: who stops at the data that came
+        before it never learns of it (uv__poll_io, libuv 1.52).
+        """
+        if self._is_reading_on:
             return
-        except OSError as e:
-            self._finish(e)
-            return
-        if data:
+        for _ in range(READS_AT_ONCE):
+            if self._paused:
+                return  # By what the last bytes led to.
+            try:
+                data = self.sock.recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as e:
+                self._finish(e)
+                return
+            if not data:
+                self._on_fin()
+                return
             self.bytes_in += len(data)
             self.on_data(data)
+        self._is_reading_on = True
+        self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._is_reading_on = False
+        self._on_readable()
+
+    def _on_fin(self) -> None:
+        if self._send_error is not None:
+            self._finish(self._send_error)
             return
         self.pause_reading()
         self._peer_done = True
@@ -122,7 +159,7 @@ class Stream:
 
     def write(self, data: bytes | memoryview) -> None:
         """Send now what the kernel takes and keep the rest; never blocks."""
-        if self._closed or not data:
+        if self._closed or self._flush_close or self._send_error is not None or not data:
             return
         size = len(data)
         self.bytes_out += size
@@ -132,8 +169,7 @@ class Stream:
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as e:
-                # Told from the loop, so that no caller is torn down inside its own call.
-                self._loop.call_soon(self._finish, e)
+                self._on_send_error(e)
                 return
             if sent == size:
                 return
@@ -147,18 +183,9 @@ class Stream:
     def _on_writable(self) -> None:
         was_congested = self._buffered > LOW_WATER
         try:
-            while self._out:
-                head = self._out[0]
-                sent = self.sock.send(head)
-                self._buffered -= sent
-                if sent < len(head):
-                    self._out[0] = head[sent:]
-                    break
-                self._out.popleft()
-        except (BlockingIOError, InterruptedError):
-            return
+            self._send_buffered()
         except OSError as e:
-            self._finish(e)
+            self._on_send_error(e)
             return
         if not self._out:
             self._writing = False
@@ -170,6 +197,43 @@ class Stream:
                 self._shutdown()
         if was_congested and self._buffered <= LOW_WATER:
             self.on_drain()
+
+    def _send_buffered(self) -> None:
+        while self._out:
+            head = self._out[0]
+            try:
+                sent = self.sock.send(head)
+            except (BlockingIOError, InterruptedError):
+                return
+            self._buffered -= sent
+            if sent < len(head):
+                self._out[0] = head[sent:]
+                return
+            self._out.popleft()
+
+    def _on_send_error(self, error: OSError) -> None:
+        """What the peer sent before it hung up is read first: it may say why.
+
+        Told from the loop, so that no caller is torn down inside its own call.
+        """
+        was_congested = self._buffered > LOW_WATER
+        self._send_error = error
+        self._drop_unsent()
+        if self._flush_close or self._peer_done:
+            self._loop.call_soon(self._finish, error)
+        elif was_congested:
+            self._loop.call_soon(self._tell_drained)
+
+    def _tell_drained(self) -> None:
+        if not self._closed:
+            self.on_drain()
+
+    def _drop_unsent(self) -> None:
+        self._out.clear()
+        self._buffered = 0
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
 
     def write_eof(self) -> None:
         """Send FIN once everything is sent; reading goes on."""
@@ -183,86 +247,46 @@ class Stream:
 
     def close(self) -> None:
         """Close once everything is sent; nothing more is read."""
-        if self._closed:
+        if self._closed or self._flush_close:
             return
         self.pause_reading()
         self._flush_close = True
         if not self._out:
-            self._loop.call_soon(self._finish, None)
+            self._loop.call_soon(self._finish, self._send_error)
+        else:
+            self._watch_flush(left=-1)
+
+    def _watch_flush(self, left: int) -> None:
+        if self._buffered == left:
+            self.abort()
+        else:
+            self._flush_timer = self._loop.call_later(
+                FLUSH_STALL_S, self._watch_flush, self._buffered
+            )
 
     def abort(self) -> None:
         """Close with RST and drop what is not sent."""
         if not self._closed:
             set_reset_on_close(self.sock)
-            self._out.clear()
+            self._flush_close = True
+            self._drop_unsent()
+            self.pause_reading()
             self._loop.call_soon(self._finish, None)
-            self._stop_events()
 
-    def _stop_events(self) -> None:
-        self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
-        self._paused = True
+    def hang_up(self) -> None:
+        """Close without a wait: what is not sent is dropped, with RST so that it is noticed."""
+        if self._out:
+            self.abort()
+        else:
+            self.close()
 
     def _finish(self, error: OSError | None) -> None:
         if self._closed:
             return
-        self._stop_events()
+        self.pause_reading()
+        self._drop_unsent()
         self._closed = True
-        self._out.clear()
-        self._buffered = 0
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
         self.sock.close()
         self.on_close(error)
-
-
-class Dial:
-    """One attempt to connect; calls back once with a socket or an error, unless cancelled."""
-
-    __slots__ = ("_done", "_fd", "_loop", "_on_done", "_sock", "_timer")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        sock: socket.socket,
-        target: tuple[str, int],
-        timeout_s: float,
-        on_done: Callable[[socket.socket | OSError], None],
-    ) -> None:
-        """Takes over `sock` until it is handed to `on_done`."""
-        self._loop = loop
-        self._sock = sock
-        self._fd = sock.fileno()
-        self._on_done = on_done
-        self._done = False
-        self._timer = loop.call_later(timeout_s, self._expire)
-        try:
-            sock.connect(target)
-        except BlockingIOError:
-            loop.add_writer(self._fd, self._on_writable)
-        except OSError as e:
-            loop.call_soon(self._end, e)
-        else:
-            loop.call_soon(self._end, None)
-
-    def cancel(self) -> None:
-        """Give up; nothing is called back."""
-        self._on_done = lambda _result: None
-        self._end(TimeoutError("cancelled"))
-
-    def _expire(self) -> None:
-        self._end(TimeoutError("connect timed out"))
-
-    def _on_writable(self) -> None:
-        number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        self._end(OSError(number, "connect failed") if number else None)
-
-    def _end(self, error: OSError | None) -> None:
-        if self._done:
-            return
-        self._done = True
-        self._timer.cancel()
-        self._loop.remove_writer(self._fd)
-        if error is not None:
-            self._sock.close()
-            self._on_done(error)
-        else:
-            self._on_done(self._sock)

@@ -16,16 +16,21 @@ from proxy.wire.resp import Limits, ProtocolError, Reply, ReplyParser
 ReplyCallback = Callable[[Reply], None]
 LossCallback = Callable[[str], None]
 
+_PUSH = b">"
+
 
 class Upstream:
     """Owns a connected socket; see `send`.
 
-    `on_unsolicited` gets bytes that answer no request: a server that speaks first.
+    `on_unsolicited` gets bytes that answer no request: of a server that speaks first, or that
+    says more than was asked (RESP3's pushes). Without it they end the connection.
     `on_idle_loss` tells that the connection ended while no request was on it. `used_s` and
     `heard_s` are its pool's: when it last carried a request, and when it last answered.
     """
 
     __slots__ = (
+        "_extra",
+        "_limits",
         "_lost",
         "_on_loss",
         "_on_reply",
@@ -36,6 +41,7 @@ class Upstream:
         "on_unsolicited",
         "stream",
         "used_s",
+        "was_reset",
     )
 
     def __init__(
@@ -50,7 +56,11 @@ class Upstream:
         self.heard_s = 0.0
         self.on_idle_loss: Callable[[], None] = lambda: None
         self.on_unsolicited: Callable[[bytes], None] | None = None
+        self.was_reset = False
+        """Whether it ended with an error and not with a FIN."""
+        self._limits = limits
         self._parser = ReplyParser(limits)
+        self._extra = b""
         self._on_reply: ReplyCallback | None = None
         self._on_loss: LossCallback | None = None
         self._lost = False
@@ -101,16 +111,39 @@ class Upstream:
         if not replies:
             return
         on_reply = self._on_reply
-        if on_reply is None or len(replies) > 1 or self._parser.mid_frame:
-            self._lose(f"{self.address} sent more than it was asked for")
+        more = len(replies) > 1 or self._parser.mid_frame or self._parser.error is not None
+        if on_reply is None or more or replies[0].kind == _PUSH:
+            self._on_more_than_asked(replies)
             return
         self._on_reply = self._on_loss = None
         on_reply(replies[0])
+
+    def _on_more_than_asked(self, replies: list[Reply]) -> None:
+        on_reply, on_unsolicited = self._on_reply, self.on_unsolicited
+        if on_reply is None or on_unsolicited is None:
+            self._lose(f"{self.address} sent more than it was asked for")
+            return
+        answer = next((reply for reply in replies if reply.kind != _PUSH), None)
+        if answer is None:
+            on_unsolicited(b"".join(reply.raw for reply in replies))
+            return
+        at = replies.index(answer)
+        if at:
+            on_unsolicited(b"".join(reply.raw for reply in replies[:at]))
+        self._extra = b"".join(reply.raw for reply in replies[at + 1 :]) + self._parser.pending
+        self._parser = ReplyParser(self._limits)
+        self._on_reply = self._on_loss = None
+        on_reply(answer)
+        # Unless the stream was taken meanwhile, and they with it.
+        extra, self._extra = self._extra, b""
+        if extra and not self._lost:
+            on_unsolicited(extra)
 
     def _on_eof(self) -> None:
         self._lose(f"{self.address} closed the connection")
 
     def _on_close(self, error: OSError | None) -> None:
+        self.was_reset = error is not None
         reason = f": {error.strerror}" if error is not None else ""
         self._lose(f"{self.address} ended the connection{reason}")
 
@@ -119,19 +152,23 @@ class Upstream:
             return
         self._lost = True
         on_loss, self._on_reply, self._on_loss = self._on_loss, None, None
-        self.stream.close()
+        self.stream.hang_up()
         if on_loss is not None:
             on_loss(why)
         else:
             self.on_idle_loss()
 
     def close(self) -> None:
-        """End the connection; nothing is called back."""
+        """End the connection; nothing is called back.
+
+        A server that does not take a request which nobody waits for must not hold it here.
+        """
         self._lost = True
         self._on_reply = self._on_loss = None
-        self.stream.close()
+        self.stream.hang_up()
 
     def take_stream(self) -> tuple[Stream, bytes]:
         """Give up the stream, with bytes that were read and not used, to be spliced."""
         self._lost = True
-        return self.stream, self._parser.pending
+        extra, self._extra = self._extra, b""
+        return self.stream, extra + self._parser.pending

@@ -106,7 +106,14 @@ def parse_route(body: bytes) -> Route:
     Raises NotMoa when the body is not a JSON object, BadRequest when it is one without a
     usable `action` (401, 402), `params` (302) or `params.m` (502).
     """
-    request = _decode_object(body)
+    return route_of(_decode_object(body))
+
+
+def route_of(request: dict[str, object]) -> Route:
+    """The route that a decoded request names; the rules are the same in every body codec.
+
+    Raises BadRequest as `parse_route` does.
+    """
     uri, group = _read_action(request)
     return Route(uri, group, _read_method(request), _read_props(request))
 
@@ -189,10 +196,28 @@ def error_body(ec: Ec, em: str) -> bytes:
     return json.dumps({"ec": int(ec), "em": em, "result": None}, separators=(",", ":")).encode()
 
 
+_UNSENT = "not sent: "
+_UNSENT_START = b'{"ec":303,"em":"not sent: '
+
+
+def unsent_body(why: str) -> bytes:
+    """A 303 that promises that no service has seen the request (docs/PROTOCOL.md §4)."""
+    return error_body(Ec.REMOTING, _UNSENT + why)
+
+
+def is_unsent(body: bytes) -> bool:
+    """Whether a reply is an `unsent_body`: the request may go to another instance."""
+    return body.startswith(_UNSENT_START)
+
+
 _EC_FIRST = re.compile(
     rb'\s*\{\s*(?:"em"\s*:\s*(?:null|"(?:[^"\\]|\\.){0,1024}")\s*,\s*)?"ec"\s*:\s*(-?\d{1,9})\s*[,}]',
     re.DOTALL,
 )
+
+
+_EC_SUCCESS = b'{"ec":200,'
+"""How nearly every reply begins: worth a short cut."""
 
 
 def parse_ec(body: bytes) -> int | None:
@@ -201,6 +226,8 @@ def parse_ec(body: bytes) -> int | None:
     Servers write it first or behind `em`; a reply of other order is decoded when it is at
     most 16 KiB, which every error reply is.
     """
+    if body.startswith(_EC_SUCCESS):
+        return Ec.SUCCESS
     if match := _EC_FIRST.match(body):
         return int(match.group(1))
     if len(body) > _EC_SCAN_LIMIT or not body.lstrip(b" \t\r\n").startswith(b"{"):

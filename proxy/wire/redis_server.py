@@ -78,6 +78,11 @@ class _Entry:
     most: int | None = None
 
 
+def is_connection_command(command: Command) -> bool:
+    """Whether `answer` knows this command; changes nothing."""
+    return command.name in _COMMANDS
+
+
 def answer(command: Command, state: SessionState) -> bytes | None:
     """The reply to a connection command; None when the command is not one of them."""
     entry = _COMMANDS.get(command.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CRLF = b"\r\n"
+_ZERO = ord("0")
 MAX_LENGTH_LINE = 32
 """Bytes of a `*<n>` or `$<n>` line; a 64-bit number has 20."""
 
@@ -80,11 +81,13 @@ class Reply:
 
 def parse_length(text: bytes) -> int | None:
     """A RESP length as redis-server reads it: no sign but `-`, no leading zero, no space."""
-    digits = text[1:] if text[:1] == b"-" else text
     # bytes.isdigit() is ASCII only; int() alone would take "1_0", " 1" and "+1".
-    if not digits.isdigit() or (len(digits) > 1 and digits[0] == ord("0")):
+    if text.isdigit():
+        return int(text) if text[0] != _ZERO or text == b"0" else None
+    digits = text[1:]
+    if text[:1] != b"-" or not digits.isdigit() or digits[0] == _ZERO:
         return None
-    return None if text == b"-0" else int(text)
+    return int(text)
 
 
 def printable(text: bytes) -> str:

@@ -1,7 +1,7 @@
 /* A MOA server for benchmarks: answers each GET with {"ec":200,...} as long as its request,
- * PING with +PONG, anything else with -ERR. Prints "ready" once it listens.
+ * PING with +PONG, anything else with -ERR. Prints "ready" and its ports once it listens.
  *
- * usage: echo CPU HOST:PORT...
+ * usage: echo CPU HOST:PORT...   (port 0: any that is free)
  */
 #include "common.h"
 
@@ -138,10 +138,12 @@ static void watch(int epoll_fd, int fd, bool listens)
 		die("epoll_ctl");
 }
 
-static void listen_at(int epoll_fd, char *where)
+/* Returns the port. */
+static int listen_at(int epoll_fd, char *where)
 {
 	char *colon = strrchr(where, ':');
 	struct sockaddr_in address;
+	socklen_t size = sizeof(address);
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (!colon || fd < 0)
@@ -151,7 +153,10 @@ static void listen_at(int epoll_fd, char *where)
 	set_option(fd, SOL_SOCKET, SO_REUSEADDR);
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) != 0 || listen(fd, 4096) != 0)
 		die("listen");
+	if (getsockname(fd, (struct sockaddr *)&address, &size) != 0)
+		die("getsockname");
 	watch(epoll_fd, fd, true);
+	return ntohs(address.sin_port);
 }
 
 static void take(int epoll_fd, const struct connection *listener)
@@ -175,8 +180,8 @@ int main(int argc, char **argv)
 	}
 	pin(atoi(argv[1]));
 	for (int i = 2; i < argc; i++)
-		listen_at(epoll_fd, argv[i]);
-	printf("ready\n");
+		printf("%s%d", i == 2 ? "ready " : " ", listen_at(epoll_fd, argv[i]));
+	printf("\n");
 	fflush(stdout);
 	for (;;) {
 		int count = epoll_wait(epoll_fd, events, MAX_EVENTS, -1);

@@ -239,6 +239,16 @@ static void run(void)
 	}
 }
 
+/* Sent and not answered, or due and never sent. */
+static uint64_t unanswered(void)
+{
+	uint64_t count = under_way;
+
+	for (unsigned int i = 0; options.period_ns && i < options.connections; i++)
+		count += connections[i].due - connections[i].sent;
+	return count;
+}
+
 int main(int argc, char **argv)
 {
 	double rate;
@@ -268,6 +278,6 @@ int main(int argc, char **argv)
 	       (unsigned long long)queued);
 	printf(",\"errors\":{\"closed\":%llu,\"bad_reply\":%llu,\"unanswered\":%llu}}\n",
 	       (unsigned long long)closed, (unsigned long long)bad_replies,
-	       (unsigned long long)under_way);
+	       (unsigned long long)unanswered());
 	return 0;
 }

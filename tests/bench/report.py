@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,7 +43,7 @@ def save(results: Results, directory: Path = RESULTS) -> Path:
     machine = {
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()} {Path(sys.executable).resolve()}",
         "load_average": os.getloadavg(),
     }
     text = json.dumps({"format": FORMAT, "machine": machine, **asdict(results)}, indent=1)
@@ -77,11 +78,12 @@ def _by_shape(measured: Sequence[Latency]) -> list[list[Latency]]:
 def _latency_table(group: list[Latency]) -> str:
     shape = group[0].shape
     direct = next(latency for latency in group if latency.path == DIRECT)
-    rows = [("path", "mean", "p50", "(spread)", "p90", "p99", "p99.9", "errors")]
-    rows.append(_row(direct, lambda times, _round, column: getattr(times, column)))
-    for latency in group:
-        if latency is not direct:
-            rows.append(_row(latency, _added_to(direct)))
+    rows: list[tuple[str, ...]] = [
+        ("path", "mean", "p50", "(spread)", "p90", "p99", "p99.9", "errors")
+    ]
+    rows.append(_row(direct, lambda times, _round, column: float(getattr(times, column))))
+    added = _added_to(direct)
+    rows += [_row(latency, added) for latency in group if latency is not direct]
     title = (
         f"Latency, {shape.rate} requests/s, {shape.body_bytes} B, {shape.connections} "
         f"connection{'s' if shape.connections > 1 else ''}: us; below direct what is added to it\n"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from interceptor.programs import OBJECT_PATH
 from tests.support.lab import Lab
+
+Measured = Callable[..., None]
+_ROWS = pytest.StashKey[list[tuple[str, str]]]()
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +23,27 @@ def lab() -> Iterator[Lab]:
         pytest.skip(f"needs {OBJECT_PATH}: run `make build`")
     with Lab() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def measured(pytestconfig: pytest.Config) -> Measured:
+    """`measured("what happened", seconds=1.5)`: a row of the table at the end of the run."""
+    rows = pytestconfig.stash.setdefault(_ROWS, [])
+
+    def add(what: str, **numbers: object) -> None:
+        texts = (
+            f"{value:.3f}" if isinstance(value, float) else value for value in numbers.values()
+        )
+        rows.append((what, "  ".join(f"{k}={t}" for k, t in zip(numbers, texts, strict=True))))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The measurements of a run; a number that no bound holds is still worth a look."""
+    rows = terminalreporter.config.stash.get(_ROWS, [])
+    if rows:
+        terminalreporter.section("measured")
+        width = max(len(what) for what, _ in rows)
+        for what, numbers in rows:
+            terminalreporter.write_line(f"{what:{width}}  {numbers}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class Mesh:
             "alive6": (self.b.ip6, PORT),
             "dead": (self.b.ip4, DEAD_PORT),
             "dead6": (self.b.ip6, DEAD_PORT),
+            "mapped": (f"::ffff:{self.b.ip4}", PORT),
             "gone": (NOBODY, PORT),
             "gone6": (NOBODY6, PORT),
         }
@@ -151,6 +153,12 @@ def test_client_that_dials_a_host_that_is_gone(call: Call, client: str, target: 
     test_client_reaches_all_instances(call, client, target)
 
 
+@pytest.mark.parametrize("client", ["redis-py default", "hiredis sync", "ioredis default"])
+def test_client_that_dials_an_ipv4_address_over_ipv6(call: Call, client: str) -> None:
+    """As Java does it for every IPv4 address."""
+    test_client_reaches_all_instances(call, client, "mapped")
+
+
 ECHOED = ["grüß dich", "日本語 🙂", 'quote " backslash \\ nul \x00', "\u2028line", ""]
 
 
@@ -214,6 +222,19 @@ def test_pipeline_of_large_requests_on_a_deep_agent(mesh: Mesh) -> None:
             return [len(connection.reply()["result"]) for _ in sizes]
 
     assert mesh.e.do(pipeline) == [300_000 - number * 1000 for number in range(40)]
+
+
+def test_half_close_is_answered_to_the_end(mesh: Mesh) -> None:
+    """A client that sends everything, ends its side, and then reads, as `nc -N` does."""
+
+    def talk() -> list[Any]:
+        with Connection(mesh.b.ip4, PORT) as connection:
+            connection.send(*(request("echo", number) for number in range(100)))
+            connection.sock.shutdown(socket.SHUT_WR)
+            replies = [connection.reply()["result"] for _ in range(100)]
+            return [replies, connection.sock.recv(1).decode()]
+
+    assert mesh.a.do(talk) == [list(range(100)), ""]
 
 
 def test_agent_served_all_of_them(mesh: Mesh) -> None:

@@ -39,6 +39,9 @@ def node() -> Iterator[LabNode]:
         MESH_SLICE.create()
         try:
             yield lab.add_node("readme")
+            for process in lab.processes:
+                process.stop()
+            assert not Cgroup("/moa-agent").exists()
         finally:
             Node(DEFAULT_ROOT).uninstall()
             MESH_SLICE.remove()

@@ -36,6 +36,12 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
+def bare(lab: Lab) -> Mesh:
+    """Two nodes on which nothing is installed."""
+    return Mesh(lab)
+
+
+@pytest.fixture
 def mesh(lab: Lab) -> Mesh:
     """Two nodes; an agent serves the first, whose services' cgroup is in the mesh."""
     made = Mesh(lab)

@@ -30,9 +30,7 @@ class Ends:
             self.maps.publish_listener(slot, server, mark=1)
         mesh.node.services.add(os.getpid())
 
-    def connect(
-        self, host: str, port: int = PORT
-    ) -> tuple[socket.socket, socket.socket | None]:
+    def connect(self, host: str, port: int = PORT) -> tuple[socket.socket, socket.socket | None]:
         """The caller's socket, and the agent's; None when the connection went direct."""
         self.maps.beat()
         caller = socket.socket(family_of(host), socket.SOCK_STREAM)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes as c
 import json
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -37,6 +39,17 @@ def make_older(kernel: Node, age_s: int) -> None:
         for key, dst in carried(kernel):
             dst.stored_ns -= age_s * 10**9
             libbpf.map_update(maps.fd("dst_by_tuple"), key, bytes(dst))
+
+
+def make_caller_older(kernel: Node, sock: socket.socket, age_s: int) -> None:
+    """What is remembered with the caller's own socket, before its SYN."""
+    key = sock.fileno().to_bytes(4, sys.byteorder)
+    with kernel.maps() as maps:
+        raw = libbpf.map_lookup(maps.fd("dst_by_caller"), key, c.sizeof(Dst))
+        assert raw is not None
+        dst = Dst.from_buffer_copy(raw)
+        dst.stored_ns -= age_s * 10**9
+        libbpf.map_update(maps.fd("dst_by_caller"), key, bytes(dst))
 
 
 @contextmanager

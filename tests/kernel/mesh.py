@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 from interceptor.abi import Reason
 from interceptor.cgroup import Cgroup
 from interceptor.maps import Destination, Maps
 from interceptor.node import AgentSettings, Node
+from tests.kernel import direct_server
 from tests.support.lab import Lab, LabNode, Running, enter_netns, wait_until
 
 OUTBOUND, INBOUND = 15001, 15006
@@ -107,7 +109,7 @@ class Mesh:
         node = on or self.far
         running = node.python(
             "server",
-            *("-m", "tests.kernel.direct_server", "--device", device, *endpoints),
+            *("-S", str(Path(direct_server.__file__)), "--device", device, *endpoints),
             cgroup=Cgroup(f"/{self.lab.id}/outside"),
         )
         running.wait_line("ready")
@@ -164,7 +166,7 @@ class Mesh:
 
 
 def _is_fresh(maps: Maps) -> bool:
-    return time.monotonic_ns() - maps.last_beat_ns() <= maps.cfg.heartbeat_max_age_ns
+    return time.monotonic_ns() - maps.last_beat_ns() <= int(maps.cfg.heartbeat_max_age_ns)
 
 
 def destination(text: str) -> Destination:

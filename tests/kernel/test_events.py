@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import select
 import threading
+import time
 
 import pytest
 
-from interceptor import bpffs
 from interceptor.abi import CfgFlag, Reason
 from interceptor.bpffs import locked
 from interceptor.events import Decision, EventStream
@@ -87,13 +87,13 @@ def test_stream_leaves_the_other_switches_as_they_are(mesh: Mesh) -> None:
 def test_switch_waits_for_the_lock(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two who change the switches at once must not undo each other."""
     waiting = threading.Event()
-    real = bpffs.time.sleep
+    real = time.sleep
 
     def sleep(seconds: float) -> None:
         waiting.set()
         real(seconds)
 
-    monkeypatch.setattr(bpffs.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     with mesh.kernel.maps() as maps:
         with locked(mesh.kernel.tree):
             off = threading.Thread(target=mesh.kernel.switch, kwargs={"on": False})

@@ -30,9 +30,7 @@ def from_far(mesh: Mesh, host: str, port: int = IN_PORT) -> Answer:
 
 
 @pytest.mark.parametrize(("host", "slot"), [("10.77.0.1", "IN4"), ("fd77::1", "IN6")])
-def test_accepted_socket_has_the_services_own_address(
-    meshed: Mesh, host: str, slot: str
-) -> None:
+def test_accepted_socket_has_the_services_own_address(meshed: Mesh, host: str, slot: str) -> None:
     answer = from_far(meshed, host)
     assert answer["slot"] == slot
     assert answer["local"] == [host, IN_PORT]

@@ -20,9 +20,7 @@ SOURCE_PORTS = 1000
 @pytest.fixture
 def meshed(lab: Lab) -> Mesh:
     mesh = Mesh(lab)
-    mesh.node.call(
-        "sysctl", "-w", f"net.ipv4.ip_local_port_range=40000 {40000 + SOURCE_PORTS - 1}"
-    )
+    mesh.node.call("sysctl", "-w", f"net.ipv4.ip_local_port_range=40000 {40000 + SOURCE_PORTS - 1}")
     mesh.node.agent.create()
     return mesh
 
@@ -61,7 +59,7 @@ def test_without_sk_lookup_the_source_ports_are_the_ceiling(meshed: Mesh) -> Non
     scoped(meshed)
 
     def action(ends: Ends) -> list[int]:
-        kept = []
+        kept: list[object] = []
         for number in range(SOURCE_PORTS + 1):
             try:
                 kept += ends.connect("10.77.0.2", PORT)

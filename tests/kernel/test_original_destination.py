@@ -10,11 +10,13 @@ import socket
 import pytest
 
 from interceptor.abi import Reason
+from tests.kernel.handshake import carried, make_caller_older
 from tests.kernel.mesh import PORT, Answer, Mesh, answered_by_agent, read_line
 from tests.support.lab import run, wait_until
 
 NOBODY4, NOBODY6 = "10.77.0.99", "fd77::99"
 IPPROTO_MPTCP = 262
+TCP_FASTOPEN_CONNECT = 30
 
 
 @pytest.fixture
@@ -155,6 +157,22 @@ def test_tcp_fast_open(meshed: Mesh) -> None:
     answer = meshed.node.do(action)
     answered_by_agent(answer, "10.77.0.2:5000")
     assert answer["getpeername"] == ["10.77.0.2", PORT]
+
+
+def test_tcp_fast_open_that_connects_with_the_first_write(meshed: Mesh) -> None:
+    """The SYN leaves when the service writes, which may be minutes after its connect()."""
+    meshed.node.call("sysctl", "-w", "net.ipv4.tcp_fastopen=5")
+
+    def action() -> Answer:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_TCP, TCP_FASTOPEN_CONNECT, 1)
+            sock.connect(("10.77.0.2", PORT))
+            assert carried(meshed.kernel) == [], "no SYN yet"
+            make_caller_older(meshed.kernel, sock, age_s=600)
+            sock.sendall(b"hello")
+            return read_line(sock)
+
+    answered_by_agent(meshed.node.do(action), "10.77.0.2:5000")
 
 
 def test_udp_connect_is_untouched(meshed: Mesh) -> None:

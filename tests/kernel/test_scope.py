@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
+import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
+import psutil
 import pytest
 
 from interceptor.abi import CgroupFlag, Reason
@@ -16,18 +16,15 @@ from interceptor.node import Node
 from tests.kernel.mesh import PORT, Mesh
 from tests.support.lab import LabNode, wait_until
 
+FAR4, FAR6, MAPPED = "10.77.0.2", "fd77::2", "::ffff:10.77.0.2"
+
 
 @pytest.fixture
 def meshed(mesh: Mesh) -> Mesh:
-    """With something that answers directly at every address the tests dial."""
-    mesh.serve_far()
-    ports = [f"{host}:{port}" for host in ("127.0.0.1", "[::1]") for port in (PORT, 5001)]
-    mesh.serve(*ports, f"{mesh.node.ip4}:{PORT}", on=mesh.node)
-    mesh.serve(f"{mesh.far.ip4}:5001", f"[{mesh.far.ip6}]:5001")
+    """With something that answers directly on the far node."""
+    mesh.serve(*(f"{host}:{port}" for host in (FAR4, f"[{FAR6}]") for port in (PORT, 5001)))
     return mesh
 
-
-FAR4, FAR6, MAPPED = "10.77.0.2", "fd77::2", "::ffff:10.77.0.2"
 
 RULES = [
     # include, exclude, host, port, in the mesh?
@@ -65,6 +62,8 @@ RULES = [
 
 
 def test_destination_rules(meshed: Mesh) -> None:
+    near = [f"{host}:{port}" for host in ("127.0.0.1", "[::1]") for port in (PORT, 5001)]
+    meshed.serve(*near, f"{meshed.node.ip4}:{PORT}", on=meshed.node)
     wrong = []
     for include, exclude, host, port, expected in RULES:
         meshed.include(*include)
@@ -175,7 +174,7 @@ def test_overlapping_scope_is_refused(meshed: Mesh, name: str) -> None:
     inside = Cgroup(f"{meshed.node.services.name}/below")
     inside.create()
     other = inside if name else Cgroup(f"/{meshed.lab.id}/a")
-    with pytest.raises(Refused, match="overlaps with .*services, which is in the mesh"):
+    with pytest.raises(Refused, match=r"overlaps with .*services, which is in the mesh"):
         meshed.kernel.add_scope(other)
     assert [scope.cgroup for scope in meshed.kernel.scopes()] == [meshed.node.services.name]
 
@@ -207,13 +206,10 @@ def lab_node(mesh: Mesh) -> LabNode:
 def dangerous(meshed: Mesh, request: pytest.FixtureRequest) -> Iterator[Cgroup]:
     """A cgroup that holds a process of this name."""
     holder = Cgroup(f"/{meshed.lab.id}/a/login")
-    program = meshed.node.directory / request.param
-    program.symlink_to(Path(sys.executable).resolve())
-    sleeper = meshed.node.start(
-        "login", str(program), "-c", "print('ready', flush=True); input()", cgroup=holder
-    )
-    sleeper.popen.send_signal(0)
-    wait_until(lambda: sleeper.pid in holder.processes(), 5, "the process is in its cgroup")
+    program = shutil.copy("/bin/sleep", meshed.node.directory / request.param)
+    sleeper = meshed.node.start("login", str(program), "60", cgroup=holder)
+    process = psutil.Process(sleeper.pid)
+    wait_until(lambda: process.name() == request.param, 5, "the process has its name")
     yield holder
     sleeper.kill()
 
@@ -294,3 +290,11 @@ def test_scope_taken_out_and_added_again_forgets_its_shadow(meshed: Mesh) -> Non
 def test_cgroup_path_under_the_mount_point_means_the_same(meshed: Mesh) -> None:
     assert Cgroup.of(meshed.node.services.path) == meshed.node.services
     assert Cgroup.of_process(os.getpid()).exists()
+
+
+def test_a_scope_that_was_taken_out_says_so_until_it_is_added(meshed: Mesh) -> None:
+    assert not meshed.kernel.was_taken_out(meshed.node.services)
+    meshed.kernel.remove_scope(meshed.node.services)
+    assert meshed.kernel.was_taken_out(meshed.node.services)
+    meshed.kernel.add_scope(meshed.node.services)
+    assert not meshed.kernel.was_taken_out(meshed.node.services)

@@ -12,6 +12,7 @@ from typing import Any
 from interceptor.node import Node
 from tests.support.lab import REPO, LabNode, Running, wait_until
 
+SCOPE = '[scope]\ninclude = ["10.77.0.0/24", "fd77::/64"]\n'
 MOACTL = str(Path(sys.executable).with_name("moactl"))
 
 
@@ -55,11 +56,9 @@ state_dir = "{node.directory}/state"
 drain_timeout_s = 5
 [bpf]
 root = "{node.root}"
-[scope]
-include = ["10.77.0.0/24", "fd77::/64"]
 [registry]
 {registry}
-{extra}
+{extra if "[scope]" in extra else SCOPE + extra}
 """
     )
     return path

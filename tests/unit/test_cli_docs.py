@@ -9,7 +9,7 @@ import pytest
 from installer.cli.main import root
 from installer.doctor.checks import ALL_CHECKS
 from tests.support import documented
-from tests.unit.test_cli import commands
+from tests.support.cli import commands
 
 COMMANDS = [name for name, _ in commands(root)]
 RUNS_FOR_EVER = "agent run"

@@ -15,8 +15,10 @@ from proxy.wire.moa import (
     NotMoa,
     error_body,
     is_transport_failure,
+    is_unsent,
     parse_ec,
     parse_route,
+    unsent_body,
 )
 
 PARAMS = b'"params":{"m":"f"}'
@@ -179,6 +181,14 @@ def test_error_body_is_ascii_json() -> None:
 )
 def test_ec_of_a_reply(body: bytes, ec: int | None) -> None:
     assert parse_ec(body) == ec
+
+
+def test_what_was_not_sent_says_so() -> None:
+    body = unsent_body("nobody is there")
+    assert parse_ec(body) == Ec.REMOTING
+    assert is_unsent(body)
+    assert not is_unsent(error_body(Ec.REMOTING, "nobody is there"))
+    assert not is_unsent(error_body(Ec.TIMEOUT, "not sent: "))
 
 
 @given(st.integers(-999, 9999), st.text(max_size=20), JSON, st.permutations(["ec", "em", "result"]))

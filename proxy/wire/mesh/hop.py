@@ -1,0 +1,89 @@
+"""What changes in a request's header at each hop: time left, attempt, trace context.
+
+The trace context is W3C Trace Context level 1; randomness is injected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+from proxy.wire.mesh.headers import RequestHeader
+
+RandomBits = Callable[[int], int]
+"""As random.Random.getrandbits."""
+
+MAX_TRACESTATE_CHARS = 512
+"""The least that W3C asks everyone to pass on; more is cut at a member's border."""
+
+_TRACEPARENT = re.compile(
+    r"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})"
+    r"-(?P<flags>[0-9a-f]{2})(?P<rest>-.*)?",
+    re.ASCII,
+)
+_NO_TRACE = "0" * 32
+_NO_SPAN = "0" * 16
+
+
+def remaining_ms(deadline_ms: int | None, arrived_s: float, now_s: float) -> int | None:
+    """What is left of `deadline_ms` that a request had when it arrived; never negative.
+
+    Rounds down, so that a caller never waits less long than who works for it.
+    """
+    if deadline_ms is None:
+        return None
+    spent_ms = max(0.0, now_s - arrived_s) * 1000
+    return max(0, int(deadline_ms - spent_ms))
+
+
+def child_trace(
+    traceparent: str, tracestate: str, bits: RandomBits, sampled: bool = False
+) -> tuple[str, str]:
+    """The context of a new span below `traceparent`; of a new trace where that is no context.
+
+    `sampled` holds for a new trace only. A tracestate is nothing without its traceparent.
+    """
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if match is None or not _is_context(match):
+        flags = "01" if sampled else "00"
+        return f"00-{_random_id(bits, 128):032x}-{_random_id(bits, 64):016x}-{flags}", ""
+    # Of a newer version only what version 00 defines is understood, so that is what leaves.
+    flags = match["flags"] if match["version"] == "00" else f"{int(match['flags'], 16) & 1:02x}"
+    child = f"00-{match['trace']}-{_random_id(bits, 64):016x}-{flags}"
+    return child, _cut_tracestate(tracestate)
+
+
+def next_hop(
+    header: RequestHeader,
+    *,
+    arrived_s: float,
+    now_s: float,
+    bits: RandomBits,
+    attempt: int | None = None,
+) -> RequestHeader:
+    """The header for the next hop; everything else, unknown fields too, stays as it is."""
+    traceparent, tracestate = child_trace(header.traceparent, header.tracestate, bits)
+    return dataclasses.replace(
+        header,
+        deadline_ms=remaining_ms(header.deadline_ms, arrived_s, now_s),
+        attempt=header.attempt if attempt is None else attempt,
+        traceparent=traceparent,
+        tracestate=tracestate,
+    )
+
+
+def _is_context(match: re.Match[str]) -> bool:
+    if match["version"] == "ff" or (match["version"] == "00" and match["rest"]):
+        return False
+    return match["trace"] != _NO_TRACE and match["span"] != _NO_SPAN
+
+
+def _random_id(bits: RandomBits, size: int) -> int:
+    return bits(size) or 1
+
+
+def _cut_tracestate(tracestate: str) -> str:
+    if len(tracestate) <= MAX_TRACESTATE_CHARS:
+        return tracestate
+    return tracestate[: MAX_TRACESTATE_CHARS + 1].rpartition(",")[0]

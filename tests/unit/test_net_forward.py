@@ -1,0 +1,291 @@
+"""Requests on their way: one reply each, never another's, and what was not sent is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from proxy.core.model import Address, ServiceTable
+from proxy.net.forward import Exchange, Forwarder
+from proxy.wire.moa import Ec, Route
+from proxy.wire.resp import bulk, encode_command
+from tests.unit.net_support import (
+    Server,
+    forwarder_of,
+    pool_settings,
+    read_end,
+    table_of,
+    turns,
+    until,
+)
+
+URI = "/service/demo"
+ROUTE = Route(URI, "", "echo", {})
+OK = bulk(b'{"ec":200,"em":"","result":1}')
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[Server]:
+    started = await Server.start()
+    yield started
+    started.close()
+
+
+@pytest_asyncio.fixture
+async def other() -> AsyncIterator[Server]:
+    started = await Server.start()
+    yield started
+    started.close()
+
+
+class Call:
+    """One request, and every reply that it got."""
+
+    def __init__(self, forwarder: Forwarder, body: bytes = b"{}", route: Route = ROUTE) -> None:
+        self.replies: list[bytes] = []
+        self.exchange: Exchange = forwarder.prepare(
+            encode_command(b"GET", body), route, self.replies.append
+        )
+        self.exchange.start()
+
+    @property
+    def ec(self) -> int:
+        assert len(self.replies) == 1
+        ec = json.loads(self.replies[0].split(b"\r\n")[1])["ec"]
+        assert isinstance(ec, int)
+        return ec
+
+    @property
+    def em(self) -> str:
+        return str(json.loads(self.replies[0].split(b"\r\n")[1])["em"])
+
+
+async def test_a_request_arrives_byte_for_byte_and_so_does_its_reply(server: Server) -> None:
+    forwarder = forwarder_of(table_of(URI, server.address))
+    call = Call(forwarder, b'{"x":1}')
+    command = await (await server.connection()).answer(OK)
+    assert command.raw == encode_command(b"GET", b'{"x":1}')
+    await until(lambda: call.replies)
+    assert call.replies == [OK]
+    assert forwarder.metrics.ok == 1
+    assert forwarder.metrics.in_flight == 0
+    forwarder.close()
+
+
+async def test_an_unknown_service_is_told_at_once() -> None:
+    forwarder = forwarder_of(ServiceTable())
+    assert Call(forwarder).ec == Ec.SERVICE_NOT_FOUND
+    forwarder.close()
+
+
+async def test_what_was_never_sent_goes_to_another_instance(server: Server, other: Server) -> None:
+    server.stop_listening()
+    forwarder = forwarder_of(table_of(URI, server.address, other.address))
+    for number in range(4):
+        call = Call(forwarder)
+        await (await other.connection()).answer(OK)
+        await until(lambda call=call: call.replies)  # type: ignore[misc]
+        assert call.replies == [OK], number
+    assert forwarder.metrics.failed == 0
+    assert forwarder.health.describe(server.address, forwarder.loop.time())["state"] == "ejected"
+    forwarder.close()
+
+
+async def test_when_nobody_listens_the_caller_is_told_who_refused(server: Server) -> None:
+    server.stop_listening()
+    forwarder = forwarder_of(table_of(URI, server.address))
+    call = Call(forwarder)
+    await until(lambda: call.replies)
+    assert call.ec == Ec.REMOTING
+    assert str(server.address) in call.em
+    assert "Connection refused" in call.em
+    forwarder.close()
+
+
+async def test_what_was_sent_is_not_sent_again(server: Server, other: Server) -> None:
+    forwarder = forwarder_of(table_of(URI, server.address, other.address))
+    call = Call(forwarder)
+    await until(lambda: server.connections or other.connections)
+    chosen = server if server.connections else other
+    connection = await chosen.connection()
+    await connection.command()
+    connection.reset()
+    await until(lambda: call.replies)
+    assert call.ec == Ec.REMOTING
+    assert "may have been executed" in call.em
+    unchosen = other if chosen is server else server
+    assert unchosen.connections == []
+    forwarder.close()
+
+
+async def test_at_the_deadline_the_caller_is_told_and_the_connection_is_closed(
+    server: Server,
+) -> None:
+    forwarder = forwarder_of(table_of(URI, server.address), timeout_s=0.05)
+    call = Call(forwarder)
+    connection = await server.connection()
+    await connection.command()
+    await until(lambda: call.replies)
+    assert call.ec == Ec.TIMEOUT
+    # The late reply has nowhere to go.
+    assert await read_end(connection.sock) == b""
+    connection.send(OK)
+    second = Call(forwarder)
+    await (await server.connection(1)).answer(bulk(b'{"ec":200,"result":2}'))
+    await until(lambda: second.replies)
+    assert b'"result":2' in second.replies[0]
+    assert len(call.replies) == 1
+    forwarder.close()
+
+
+async def test_a_deadline_in_the_queue_is_a_timeout_too(server: Server) -> None:
+    forwarder = forwarder_of(
+        table_of(URI, server.address), pool_settings(size=1, queue=5), timeout_s=0.05
+    )
+    calls = [Call(forwarder) for _ in range(3)]
+    await until(lambda: all(c.replies for c in calls))
+    assert [c.ec for c in calls] == [Ec.TIMEOUT] * 3
+    assert forwarder.pools[server.address].load == 0
+    forwarder.close()
+
+
+async def test_a_full_queue_is_told_at_once(server: Server) -> None:
+    forwarder = forwarder_of(table_of(URI, server.address), pool_settings(size=1, queue=1))
+    calls = [Call(forwarder) for _ in range(3)]
+    assert calls[2].ec == Ec.THREAD_POOL_IS_FULL
+    assert forwarder.health.describe(server.address, 0.0)["failures"] == 0
+    forwarder.close()
+
+
+@pytest.mark.parametrize("when", ["dialling", "waiting", "sent"])
+async def test_a_cancelled_request_gets_no_reply_and_gives_back_its_place(
+    server: Server, when: str
+) -> None:
+    forwarder = forwarder_of(table_of(URI, server.address), pool_settings(size=1))
+    call = Call(forwarder)
+    if when != "dialling":
+        connection = await server.connection()
+        await connection.command()
+    if when == "waiting":
+        queued = Call(forwarder)
+        queued.exchange.cancel()
+        connection.send(OK)
+        await until(lambda: call.replies)
+        assert queued.replies == []
+    else:
+        call.exchange.cancel()
+        call.exchange.cancel()
+    pool = forwarder.pools[server.address]
+    await until(lambda: pool.load == 0)
+    last = Call(forwarder)
+    number = 1 if when == "sent" else 0
+    await (await server.connection(number)).answer(OK)
+    await until(lambda: last.replies)
+    if when != "waiting":
+        assert call.replies == []
+    assert forwarder.metrics.in_flight == 0
+    forwarder.close()
+
+
+async def test_each_of_many_callers_gets_its_own_reply(server: Server) -> None:
+    """Invariant 3, with a third of them leaving in the middle."""
+    forwarder = forwarder_of(table_of(URI, server.address), pool_settings(size=4, queue=500))
+    answering = asyncio.create_task(_echo_everything(server))
+    calls = {n: Call(forwarder, b'{"n":%d}' % n) for n in range(300)}
+    left = set(range(0, 300, 3))
+    for n in left:
+        calls[n].exchange.cancel()
+        await turns(1)
+    await until(lambda: all(c.replies for n, c in calls.items() if n not in left))
+    for n, call in calls.items():
+        wanted = [] if n in left and not call.replies else [bulk(b'{"n":%d}' % n)]
+        assert call.replies == wanted
+    assert forwarder.pools[server.address].connections <= 4
+    answering.cancel()
+    forwarder.close()
+
+
+async def _echo_everything(server: Server) -> None:
+    async def serve(number: int) -> None:
+        connection = await server.connection(number)
+        while True:
+            command = await connection.command()
+            connection.send(bulk(command.args[1]))
+
+    number = 0
+    async with asyncio.TaskGroup() as group:
+        while True:
+            await until(lambda number=number: len(server.connections) > number)  # type: ignore[misc]
+            group.create_task(_quietly(serve(number)))
+            number += 1
+
+
+async def _quietly(serving: object) -> None:
+    try:
+        await serving  # type: ignore[misc]
+    except (AssertionError, ConnectionError):
+        return
+
+
+async def test_an_instance_taken_off_the_list_finishes_what_it_has(
+    server: Server, other: Server
+) -> None:
+    forwarder = forwarder_of(table_of(URI, server.address), pool_settings(size=1))
+    running = Call(forwarder)
+    connection = await server.connection()
+    await connection.command()
+    waiting = Call(forwarder)
+    forwarder.update(table_of(URI, other.address))
+    # Who only waited goes to the instance that is listed now.
+    await (await other.connection()).answer(OK)
+    await until(lambda: waiting.replies)
+    assert waiting.replies == [OK]
+    connection.send(OK)
+    await until(lambda: running.replies)
+    assert running.replies == [OK]
+    assert list(forwarder.pools) == [other.address]
+    assert await read_end(connection.sock) == b""
+    forwarder.close()
+
+
+async def test_close_fails_everybody_and_starts_nothing(server: Server, other: Server) -> None:
+    forwarder = forwarder_of(table_of(URI, server.address, other.address), pool_settings(size=1))
+    calls = [Call(forwarder) for _ in range(6)]
+    forwarder.close()
+    assert forwarder.pools == {}
+    await turns()
+    assert forwarder.pools == {}
+    # Those that were sent nothing know; those under way end with their connection.
+    assert all(len(c.replies) <= 1 for c in calls)
+
+
+async def test_a_transport_failure_in_a_reply_is_passed_on_and_counts(server: Server) -> None:
+    forwarder = forwarder_of(table_of(URI, server.address))
+    reply = bulk(b'{"ec":304,"em":"timeout","result":null}')
+    call = Call(forwarder)
+    await (await server.connection()).answer(reply)
+    await until(lambda: call.replies)
+    assert call.replies == [reply]
+    assert forwarder.health.describe(server.address, 0.0)["failures"] == 1
+    forwarder.close()
+
+
+async def test_an_address_of_our_own_host_is_dialled_from_the_guard_address() -> None:
+    guarded = await Server.start()
+    forwarder = forwarder_of(table_of(URI, guarded.address))
+    forwarder._source_for = lambda _address: "127.0.0.6"
+    call = Call(forwarder)
+    connection = await guarded.connection()
+    assert connection.sock.getpeername()[0] == "127.0.0.6"
+    await connection.answer(OK)
+    await until(lambda: call.replies)
+    forwarder.close()
+    guarded.close()
+
+
+def test_addresses_are_told_as_text() -> None:
+    assert str(Address("::1", 5)) == "[::1]:5"
