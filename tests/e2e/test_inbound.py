@@ -258,6 +258,29 @@ def test_agent_is_killed(mesh: Mesh, measured: Measured) -> None:
     assert mesh.ask(mesh.a, host=NOBODY)["result"]["peer"] in (GUARD, mesh.a.ip4)
 
 
+def test_agent_is_frozen(mesh: Mesh, measured: Measured) -> None:
+    """Its heartbeat grows old: packets fall through, until it beats again."""
+
+    def direct() -> bool:
+        try:
+            with Connection(mesh.b.ip4, PEER, timeout_s=0.3) as connection:
+                peer = connection.call(request("x", uri="/service/peer"))["result"]["peer"]
+        except TimeoutError:
+            return False
+        return bool(peer == mesh.c.ip4)
+
+    frozen_s = time.monotonic()
+    mesh.agent_b.process.signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: mesh.c.do(direct), 10, "a direct reply")
+        took_s = time.monotonic() - frozen_s
+    finally:
+        mesh.agent_b.process.signal(signal.SIGCONT)
+    wait_until(lambda: mesh.ask(mesh.c)["result"]["peer"] == GUARD, 5, "the agent serves again")
+    measured("inbound agent frozen (SIGSTOP)", direct_reply_after_s=took_s)
+    assert took_s < 3
+
+
 def test_agent_is_killed_under_load(mesh: Mesh, measured: Measured) -> None:
     """Callers without a mesh and without retry: their broken connections, and nothing more."""
     load = mesh.c.python(

@@ -22,6 +22,8 @@ from typing import Any
 import psutil
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from interceptor.cgroup import Cgroup
 from tests.e2e.clients import raw_server
@@ -187,9 +189,10 @@ def redis_session(host: str) -> list[Any]:
             see(lambda s=listener: s.get_message(timeout=5))
         listener.close()
         client.close()
-    wrong = redis.Redis(host, REDIS_PORT, password="wrong", socket_timeout=20)
+    once = Retry(NoBackoff(), 0)
+    wrong = redis.Redis(host, REDIS_PORT, password="wrong", socket_timeout=20, retry=once)
     see(wrong.ping)
-    bare = redis.Redis(host, REDIS_PORT, socket_timeout=20)
+    bare = redis.Redis(host, REDIS_PORT, socket_timeout=20, retry=once)
     see(bare.ping, lambda: bare.get("key"))
     return seen
 
