@@ -9,8 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 debian_packages=(
     bpftool clang clang-format gcc git haproxy iproute2 jq libbpf-dev libbpf1 libc6-dev
-    libhiredis-dev llvm make nftables php-cli php-redis python3-venv redis-server redis-tools
-    shellcheck
+    libhessian-java libhiredis-dev llvm make nftables php-cli php-redis python3-venv redis-server
+    redis-tools shellcheck
 )
 daemons=(haproxy redis-server)
 policy=/usr/sbin/policy-rc.d
@@ -35,6 +35,7 @@ missing_packages() {
         [ "$status" = installed ] || printf '%s\n' "$package"
     done
     node_is_recent || printf '%s\n' nodejs npm
+    command -v javac >/dev/null || printf '%s\n' default-jdk-headless
 }
 
 restore_policy() {
@@ -67,7 +68,7 @@ forbid_service_starts() {
 install_packages() {
     local missing daemon new_daemons=()
     command -v dpkg-query >/dev/null ||
-        fail "no dpkg-query: this is not Debian or Ubuntu; provide ${debian_packages[*]}, node >= 18 and npm, then run MOA_SKIP_SYSTEM=1 make setup"
+        fail "no dpkg-query: this is not Debian or Ubuntu; provide ${debian_packages[*]}, node >= 18, npm and javac, then run MOA_SKIP_SYSTEM=1 make setup"
     mapfile -t missing < <(missing_packages)
     [ ${#missing[@]} -gt 0 ] || return 0
     [ "$(id -u)" = 0 ] ||

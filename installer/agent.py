@@ -79,6 +79,11 @@ def run(config: Config, config_path: Path | None) -> None:
             settings = replace(app_settings(config), max_connections=max_connections)
             try:
                 uvloop.run(_serve(config, config_path, settings, node, maps))
+            except ExceptionGroup as group:
+                # What made the start impossible is told as itself, not as a task's trouble.
+                if len(group.exceptions) > 1:
+                    raise
+                raise group.exceptions[0] from None
             finally:
                 _leave_cgroup(node, cgroup)
 

@@ -39,6 +39,9 @@ def app_settings(config: Config) -> AppSettings:
         max_frame=limits.max_request_bytes + _FRAMING_BYTES,
         max_inline=min(Limits().max_inline, limits.max_request_bytes),
     )
+    replies = Limits(
+        max_element=limits.max_reply_bytes, max_frame=limits.max_reply_bytes + _FRAMING_BYTES
+    )
     connect_timeout_s = routing.connect_timeout_ms / 1000
     return AppSettings(
         outbound_port=config.agent.outbound_port,
@@ -53,7 +56,7 @@ def app_settings(config: Config) -> AppSettings:
             pipeline_depth=limits.pipeline_depth,
             detect_wait_s=limits.detect_wait_ms / 1000,
             request_read_timeout_s=limits.request_read_timeout_ms / 1000,
-            lane=LaneSettings(wire, connect_timeout_s, config.bpf.mark),
+            lane=LaneSettings(replies, connect_timeout_s, config.bpf.mark),
         ),
         forward=ForwardSettings(
             timeout_s=routing.timeout_ms / 1000,
@@ -64,7 +67,7 @@ def app_settings(config: Config) -> AppSettings:
                 idle_ping_s=limits.idle_ping_s,
                 idle_close_s=limits.idle_close_s,
                 mark=config.bpf.mark,
-                limits=wire,
+                limits=replies,
             ),
         ),
     )

@@ -178,7 +178,13 @@ class Routing(Section):
 
 class Limits(Section):
     max_request_bytes: int = Field(
-        2 * MIB, ge=1024, le=64 * MIB, description="The largest request or reply."
+        2 * MIB, ge=1024, le=64 * MIB, description="The largest request."
+    )
+    max_reply_bytes: int = Field(
+        64 * MIB,
+        ge=1024,
+        le=512 * MIB,
+        description="The largest reply; a larger one costs its connection and is an ec 303.",
     )
     pool_size: int = Field(16, ge=1, le=1024, description="Connections to one instance.")
     pool_queue: int = Field(

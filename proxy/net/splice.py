@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from proxy.net.stream import Stream
+
+HALF_CLOSED_IDLE_S = 1800.0
+"""How long a side may be silent after the other has said all: a client that has left looks the
+same as one that waits for its answer, and a server may never end."""
 
 
 class Splice:
@@ -14,7 +19,7 @@ class Splice:
     reset on the other; a FIN is a FIN.
     """
 
-    __slots__ = ("_client", "_on_end", "_open", "_server")
+    __slots__ = ("_client", "_idle_timer", "_on_end", "_open", "_server")
 
     def __init__(
         self,
@@ -29,6 +34,7 @@ class Splice:
         self._server = server
         self._on_end = on_end
         self._open = 2
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._join(client, server)
         self._join(server, client)
         server.write(to_server)
@@ -36,6 +42,7 @@ class Splice:
         for stream, other in ((client, server), (server, client)):
             if stream.peer_done:
                 other.write_eof()
+                self._watch_silence(moved=-1)
             elif not other.is_congested:
                 stream.resume_reading()
             else:
@@ -54,6 +61,7 @@ class Splice:
                 source.close()
             else:
                 sink.write_eof()
+                self._watch_silence(moved=-1)
 
         def on_close(error: OSError | None) -> None:
             if error is not None:
@@ -62,12 +70,23 @@ class Splice:
                 sink.close()
             self._open -= 1
             if not self._open:
+                if self._idle_timer is not None:
+                    self._idle_timer.cancel()
                 self._on_end()
 
         source.on_data = on_data
         source.on_eof = on_eof
         source.on_close = on_close
         sink.on_drain = source.resume_reading
+
+    def _watch_silence(self, moved: int) -> None:
+        now_moved = self._client.bytes_in + self._server.bytes_in
+        if now_moved == moved:
+            self.abort()
+        else:
+            self._idle_timer = asyncio.get_running_loop().call_later(
+                HALF_CLOSED_IDLE_S, self._watch_silence, now_moved
+            )
 
     def abort(self) -> None:
         self._client.abort()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.clients.raw import Connection, call, names, request
+from tests.e2e.clients.raw import DEMO, Connection, call, names, request
 from tests.e2e.conftest import Measured
 from tests.support.agents import Agent, start_agent, start_service, static_registry
 from tests.support.lab import Lab, LabNode, Running, wait_until
@@ -23,6 +23,8 @@ PORT = 5000
 CONNECTIONS = 8
 RATE = 300
 HEARTBEAT_MAX_AGE_S = 2.0
+HASTY = f"{DEMO}#hasty"
+"""The same instances, with a timeout of 300 ms."""
 
 
 @dataclass(slots=True)
@@ -83,12 +85,9 @@ def last_error_s(report: dict[str, Any], since_s: float) -> float:
 @pytest.fixture(scope="module")
 def module_mesh(lab: Lab) -> Mesh:
     a, b, c = (lab.add_node(name) for name in "abc")
-    instances = [f"{node.ip4}:{PORT}?timeout=300" for node in (b, c)]
-    patient = [f"{node.ip4}:{PORT}?timeout=10000" for node in (b, c)]
-    registry = static_registry(
-        lab.directory / "services.toml",
-        {"/service/demo": instances, "/service/demo#patient": patient},
-    )
+    instances = [f"{node.ip4}:{PORT}" for node in (b, c)]
+    services = {DEMO: instances, HASTY: [f"{instance}?timeout=300" for instance in instances]}
+    registry = static_registry(lab.directory / "services.toml", services)
     agent = start_agent(a, registry)
     agent.mesh_on()
     made = Mesh(a, b, c, registry, agent)
@@ -199,7 +198,7 @@ def test_requests_that_wait_for_a_connection_survive_its_instance(
     A process that dies closes its sockets one after the other: what lost its connection is
     dialled again, and may be taken by a listener that has a moment to live.
     """
-    body = request("sleep", 150, uri="/service/demo#patient")
+    body = request("sleep", 150)
     host, victim, agent = narrow.c.ip4, narrow.instances["b"].pid, narrow.agent
 
     def callers() -> list[dict[str, Any]]:
@@ -220,7 +219,7 @@ def test_requests_that_wait_for_a_connection_survive_its_instance(
 
 def test_instance_frozen_under_load(mesh: Mesh, measured: Measured) -> None:
     """It accepts and says nothing: five requests in a row time out, then it is ejected."""
-    load = mesh.load(seconds=4)
+    load = mesh.load("--service", HASTY, seconds=4)
     mesh.wait_requests(RATE)
     frozen_s = time.monotonic()
     mesh.instances["b"].signal(signal.SIGSTOP)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Mesh:
 
 
 @pytest.fixture(scope="module")
-def mesh(lab: Lab) -> Iterator[Mesh]:
+def mesh(lab: Lab) -> Mesh:
     a, b = lab.add_node("a"), lab.add_node("b")
     pem = _certificate(lab.directory)
     modes = [f"{mode}={port}" for mode, port in PORTS.items()]
@@ -97,7 +97,7 @@ def mesh(lab: Lab) -> Iterator[Mesh]:
     )
     agent = start_agent(a, registry)
     agent.mesh_on()
-    yield Mesh(a, b, agent, servers)
+    return Mesh(a, b, agent, servers)
 
 
 def _certificate(directory: Path) -> Path:
@@ -150,7 +150,7 @@ def redis_session(host: str) -> list[Any]:
                 seen.append(f"{type(error).__name__}: {error}")
 
     for protocol in (2, 3):
-        client = redis.Redis(
+        client: Any = redis.Redis(
             host, REDIS_PORT, db=1, password=PASSWORD, protocol=protocol, socket_timeout=20
         )
         see(

@@ -115,7 +115,7 @@ def test_example_with_its_commented_keys_loads(config_file: Path) -> None:
         ("mark = 3", "mark: unknown key; mark belongs to [bpf]"),
         (
             "[inbound]\nxyz = 1",
-            "inbound.xyz: unknown key; known here: ports",
+            "inbound.xyz: unknown key; known here: ports, registered",
         ),
         (
             "[agent]\noutbound_port = 70000",

@@ -167,10 +167,10 @@ async def test_a_cancelled_request_gets_no_reply_and_gives_back_its_place(
 ) -> None:
     forwarder = forwarder_of(table_of(URI, server.address), pool_settings(size=1))
     call = Call(forwarder)
-    if when != "dialling":
-        connection = await server.connection()
+    connection = None if when == "dialling" else await server.connection()
+    if connection is not None:
         await connection.command()
-    if when == "waiting":
+    if connection is not None and when == "waiting":
         queued = Call(forwarder)
         queued.exchange.cancel()
         connection.send(OK)

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from proxy.net import splice as splice_module
 from proxy.net.splice import Splice
 from proxy.net.stream import HIGH_WATER, READ_SIZE, READS_AT_ONCE, Stream
 from tests.unit.net_support import fill, is_open, read_end, read_exactly, reset, tcp_pair, until
@@ -174,6 +175,33 @@ async def test_an_early_answer_arrives_although_the_upload_fails() -> None:
     answer = await read_exactly(joined.client, 13)
     assert answer == b"413 too large"
     assert await read_end(joined.client) is ConnectionResetError
+    await joined.end()
+
+
+async def test_half_of_a_connection_does_not_stay_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(splice_module, "HALF_CLOSED_IDLE_S", 0.03)
+    joined = Joined()
+    joined.client.close()
+    assert await read_end(joined.server) == b""
+    # The server never ends its side.
+    await joined.end()
+
+
+async def test_half_of_a_connection_stays_as_long_as_bytes_move(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(splice_module, "HALF_CLOSED_IDLE_S", 0.05)
+    joined = Joined()
+    joined.client.shutdown(socket.SHUT_WR)
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    while loop.time() - start_s < 0.3:
+        joined.server.send(b"x")
+        assert await read_exactly(joined.client, 1) == b"x"
+    joined.server.close()
+    assert await read_end(joined.client) == b""
     await joined.end()
 
 

@@ -151,7 +151,6 @@ async def test_drained_is_told_when_the_kernel_stops_between_two_pieces() -> Non
     stream.sock = _TrickySocket(stream.sock, [0, len(big), 0])  # type: ignore[assignment]
     stream.write(big)
     stream.write(small)
-    assert stream.is_congested
     await until(lambda: "drain" in seen.events, "drain")
     assert not stream.is_congested
     stream.abort()
@@ -253,7 +252,6 @@ async def test_a_failed_write_while_congested_lets_its_source_go_on() -> None:
         stream.write(b"z" * 65536)
     reset(far)
     await until(lambda: "drain" in seen.events)
-    assert not stream.is_congested
     stream.resume_reading()
     await until(lambda: "close" in seen.events)
     assert seen.error is not None

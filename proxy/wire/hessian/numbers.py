@@ -119,10 +119,13 @@ READERS: Final[dict[int, Read]] = {
 }
 
 
+_BYTES = tuple(bytes((tag,)) for tag in range(256))
+
+
 def write_int(value: int) -> bytes:
     """An int in its shortest form; EncodeError when it needs more than 32 bits."""
     if -0x10 <= value < 0x30:
-        return bytes((tags.INT_6_ZERO + value,))
+        return _BYTES[tags.INT_6_ZERO + value]
     if -0x800 <= value < 0x800:
         return bytes((tags.INT_12_ZERO + (value >> 8), value & 0xFF))
     if -0x40000 <= value < 0x40000:
@@ -135,7 +138,7 @@ def write_int(value: int) -> bytes:
 def write_long(value: int) -> bytes:
     """A long in its shortest form; EncodeError when it needs more than 64 bits."""
     if -0x08 <= value < 0x10:
-        return bytes((tags.LONG_5_ZERO + value,))
+        return _BYTES[tags.LONG_5_ZERO + value]
     if -0x800 <= value < 0x800:
         return bytes((tags.LONG_12_ZERO + (value >> 8), value & 0xFF))
     if -0x40000 <= value < 0x40000:
@@ -150,12 +153,12 @@ def write_long(value: int) -> bytes:
 def write_double(value: float) -> bytes:
     """A double in the shortest form that every reader takes for the same number.
 
-    Never 0x5f: the draft and Java differ about it. -0.0 keeps its sign, and so do NaNs bits.
+    Never 0x5f: the draft and Java differ about it. -0.0 keeps its sign, and a NaN its bits.
     """
     if value.is_integer() and -0x8000 <= value < 0x8000 and repr(value) != "-0.0":
         whole = int(value)
         if whole in (0, 1):
-            return bytes((tags.DOUBLE_ZERO + whole,))
+            return _BYTES[tags.DOUBLE_ZERO + whole]
         if -0x80 <= whole < 0x80:
             return bytes((tags.DOUBLE_8, whole & 0xFF))
         return bytes((tags.DOUBLE_16, whole >> 8 & 0xFF, whole & 0xFF))

@@ -17,8 +17,8 @@ CHUNK_UNITS: Final = 0x8000
 
 _MAX_CONTINUATIONS = 3
 _CONTINUATION = bytes(range(0x80, 0xC0))
-_FOUR_BYTES = 0xF0
-_NOT_FOUR_BYTES = bytes(range(_FOUR_BYTES))
+_FOUR_BYTES = range(0xF0, 0xF5)
+_NOT_FOUR_BYTES = bytes(byte for byte in range(256) if byte not in _FOUR_BYTES)
 
 
 def read_text(data: bytes, at: int) -> tuple[str, int]:
@@ -99,7 +99,9 @@ def _bytes_of(lead: int) -> int:
         return 1
     if lead < 0xE0:
         return 2
-    return 3 if lead < _FOUR_BYTES else 4
+    if lead < 0xF0:
+        return 3
+    return 4 if lead in _FOUR_BYTES else 1
 
 
 def _decode(raw: bytes, at: int) -> str:

@@ -7,12 +7,13 @@ holds, text with half a surrogate pair.
 
 To JSON: null, booleans, strings, ints and longs are themselves, a long with all its digits. A
 double is a number; NaN and the infinities are refused. A date is an integer, milliseconds
-since 1970 UTC, which Java's JSON libraries write and read; so are the dates of `java.sql`. A
-list is an array, a map an object, an object the object of its fields; names of types are
-dropped. A key that is an int or a long becomes its digits. A reference is the value again.
+since 1970 UTC, which Java's JSON libraries write and read. The dates of `java.sql`, and what
+Hessian makes of a boxed Byte, Short or Float, are the number within. A list is an array, a map
+an object, an object the object of its fields; names of types are dropped. A key that is an int
+or a long becomes its digits. A reference is the value again.
 Refused: binary data, for JSON has none and no reader can tell base64 from text; other keys, and
-two keys that would become one; what holds itself; objects of `java.`, `javax.` and Hessian's
-own classes, whose fields are their inside and not their value.
+two keys that would become one; what holds itself; other objects of `java.`, `javax.` and
+Hessian's own, whose fields are their inside and not their value.
 
 Of a key or a field that comes twice the last counts. A refusal names the value by its path.
 """
@@ -40,7 +41,11 @@ from proxy.wire.hessian.writer import encode
 JsonValue: TypeAlias = bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"] | None
 
 _PLATFORM = ("java.", "javax.", "com.caucho.")
-_SQL_DATES = frozenset({"java.sql.Date", "java.sql.Time", "java.sql.Timestamp"})
+_SINGLE_VALUED = {
+    **dict.fromkeys(("java.sql.Date", "java.sql.Time", "java.sql.Timestamp"), "value"),
+    **{f"com.caucho.hessian.io.{name}Handle": "_value" for name in ("Byte", "Short", "Float")},
+}
+"""Objects that stand for one date or number, and the field that holds it."""
 _LONG_DIGITS = 24
 """More digits than 64 bits have, and few enough to be converted at once."""
 
@@ -196,10 +201,12 @@ def _json_key(key: Value) -> str:
 
 
 def _of_object(source: HessianObject) -> object:
-    if source.type in _SQL_DATES:
-        fields = dict(source.fields())
-        if isinstance(value := fields.get("value"), Date):
+    if (field := _SINGLE_VALUED.get(source.type)) is not None:
+        value = dict(source.fields()).get(field)
+        if isinstance(value, Date):
             return value.unix_ms
+        if isinstance(value, int | float):
+            return _finite(value) if isinstance(value, float) else int(value)
     if source.type.startswith(_PLATFORM):
         raise Refusal("an object of the Java platform has no JSON form that all readers share")
     return _json_object({_whole_text(name): value for name, value in source.fields()})

@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from proxy.wire.mesh.errors import CannotSend, PeerError, Reason, Refusal
 from proxy.wire.mesh.events import Event, Fate, RequestFailed, ResponseReceived
 from proxy.wire.mesh.flow import Flow
-from proxy.wire.mesh.frames import CONTINUED, MAX_ID, Frame, FrameType, encode_frame
+from proxy.wire.mesh.frames import (
+    CONTINUED,
+    MAX_ID,
+    REQUEST,
+    Frame,
+    FrameType,
+    encode_frame,
+)
 from proxy.wire.mesh.headers import RequestHeader, decode_response, encode_request
-from proxy.wire.mesh.pieces import Body, pieces_of
+from proxy.wire.mesh.pieces import Body, length_of
 from proxy.wire.mesh.settings import Hello
 
 
@@ -20,7 +27,7 @@ class WaitingState:
 
     request_id: int
     header: bytes
-    body: tuple[bytes, ...]
+    body: Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class Calls:
         self._flow = flow
         self._next_id = 1
         self._placed: dict[int, None] = {}
-        self._waiting: OrderedDict[int, tuple[bytes, tuple[bytes, ...], int]] = OrderedDict()
+        self._waiting: OrderedDict[int, tuple[bytes, Body, int]] = OrderedDict()
         self._waiting_bytes = 0
 
     def __len__(self) -> int:
@@ -57,7 +64,7 @@ class Calls:
         flow, settings = self._flow, self._flow.settings
         if len(self) >= settings.max_open or self._next_id > MAX_ID:
             raise CannotSend(Refusal.TOO_MANY, f"{len(self)} requests are open on this connection")
-        length = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        length = length_of(body)
         raw = encode_request(header, length)
         if flow.peer is not None and (error := _misfit(flow.peer, raw, length)):
             raise CannotSend(Refusal.TOO_LARGE, error)
@@ -70,15 +77,15 @@ class Calls:
         request_id = self._next_id
         self._next_id += 1
         if self._waiting or flow.peer is None or len(self._placed) >= flow.peer.max_streams:
-            self._waiting[request_id] = (raw, pieces_of(body), size)
+            self._waiting[request_id] = (raw, body, size)
             self._waiting_bytes += size
         else:
-            self._place(flow.peer, request_id, raw, body)
+            self._place(flow.peer, request_id, raw, body, length)
         return request_id
 
-    def _place(self, peer: Hello, request_id: int, raw: bytes, body: Body) -> None:
+    def _place(self, peer: Hello, request_id: int, raw: bytes, body: Body, length: int) -> None:
         self._placed[request_id] = None
-        self._flow.outbox.add(request_id, FrameType.REQUEST, raw, body, peer.stream_window)
+        self._flow.outbox.add(request_id, REQUEST, raw, body, length, peer.stream_window)
 
     def place_waiting(self) -> list[Event]:
         """Give free places at the peer to those who wait, in order."""
@@ -90,7 +97,7 @@ class Calls:
             if error := _misfit(peer, raw, size - len(raw)):
                 events.append(RequestFailed(request_id, Fate.NEVER_PROCESSED, error))
             else:
-                self._place(peer, request_id, raw, body)
+                self._place(peer, request_id, raw, body, size - len(raw))
         return events
 
     def cancel(self, request_id: int) -> None:
@@ -176,7 +183,7 @@ class Calls:
         calls._next_id = state.next_id
         calls._placed.update(dict.fromkeys(state.placed))
         for w in state.waiting:
-            size = len(w.header) + sum(map(len, w.body))
+            size = len(w.header) + length_of(w.body)
             calls._waiting[w.request_id] = (w.header, w.body, size)
             calls._waiting_bytes += size
         return calls

@@ -68,13 +68,15 @@ class Flow:
 
     def release(self, request_id: int) -> bool:
         """Free the room of a body; True when it was incomplete."""
+        if self.inbox.empty:
+            return False
         incomplete = self.inbox.release(request_id)
         self.give_room()
         return incomplete
 
     def give_room(self) -> None:
         """Send credit for the bodies that have room now; later, while too much waits."""
-        if self.outbox.control_frames < _MAX_CONTROL:
+        if self.inbox.waiting and self.outbox.control_frames < _MAX_CONTROL:
             for request_id, credit in self.inbox.admit():
                 header = encode_window(credit)
                 self.outbox.control(encode_frame(FrameType.WINDOW, request_id, header))

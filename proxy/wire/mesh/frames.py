@@ -41,6 +41,12 @@ class FrameType(IntEnum):
     WINDOW = 8
 
 
+# Members by a plain name for each message's path: on Python 3.11 an attribute of an Enum class
+# costs as much as packing the frame's head.
+REQUEST = FrameType.REQUEST
+RESPONSE = FrameType.RESPONSE
+
+
 class Frame(NamedTuple):
     """One frame; `kind` is a FrameType or a number unknown to this version.
 
@@ -181,8 +187,10 @@ class FrameParser:
 
     def _refusal(self, magic: bytes, header_size: int, size: int) -> PeerError:
         if magic != MAGIC:
+            # Up to the first wrong byte: the same text however the bytes were cut.
+            wrong = next(n for n in range(1, len(MAGIC) + 1) if magic[:n] != MAGIC[:n])
             return PeerError(
-                Reason.PROTOCOL_ERROR, f"frame begins with {magic!r}, expected {MAGIC!r}"
+                Reason.PROTOCOL_ERROR, f"frame begins with {magic[:wrong]!r}, expected {MAGIC!r}"
             )
         if header_size > self._max_header:
             text = f"header of {header_size} bytes, at most {self._max_header} are taken"

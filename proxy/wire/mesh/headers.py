@@ -43,7 +43,7 @@ class RequestHeader:
     tracestate: str = ""
     source_app: str = ""
     source_zone: str = ""
-    props: Mapping[str, str] = _NO_PROPS
+    props: Mapping[str, str] = field(default_factory=lambda: _NO_PROPS)
     received: bytes = field(default=b"", compare=False, repr=False)
 
 
@@ -60,7 +60,7 @@ class ResponseHeader:
     codec: int = BodyCodec.JSON
     retryable: bool = False
     load: int | None = None
-    props: Mapping[str, str] = _NO_PROPS
+    props: Mapping[str, str] = field(default_factory=lambda: _NO_PROPS)
     received: bytes = field(default=b"", compare=False, repr=False)
 
 
@@ -81,7 +81,7 @@ def encode_request(header: RequestHeader, body_length: int) -> bytes:
             tracestate=header.tracestate,
             source_app=header.source_app,
             source_zone=header.source_zone,
-            props=header.props,
+            props=header.props or None,  # an empty mapping costs as much as all else
             body_length=body_length,
         )
         if header.received:
@@ -100,7 +100,7 @@ def encode_response(header: ResponseHeader, body_length: int) -> bytes:
             codec=header.codec,  # type: ignore[arg-type]  # open enum: any int
             retryable=header.retryable,
             load=header.load,
-            props=header.props,
+            props=header.props or None,  # an empty mapping costs as much as all else
             body_length=body_length,
         )
         if header.received:
@@ -114,7 +114,7 @@ def encode_response(header: ResponseHeader, body_length: int) -> bytes:
 def _over_unknown_request(received: bytes, known: pb.RequestHeader) -> bytes:
     message = pb.RequestHeader.FromString(received)
     for name in pb.RequestHeader.DESCRIPTOR.fields_by_name:
-        message.ClearField(name)  # type: ignore[arg-type]  # the names are the message's own
+        message.ClearField(name)
     message.MergeFrom(known)
     return message.SerializeToString()
 
@@ -122,7 +122,7 @@ def _over_unknown_request(received: bytes, known: pb.RequestHeader) -> bytes:
 def _over_unknown_response(received: bytes, known: pb.ResponseHeader) -> bytes:
     message = pb.ResponseHeader.FromString(received)
     for name in pb.ResponseHeader.DESCRIPTOR.fields_by_name:
-        message.ClearField(name)  # type: ignore[arg-type]  # the names are the message's own
+        message.ClearField(name)
     message.MergeFrom(known)
     return message.SerializeToString()
 

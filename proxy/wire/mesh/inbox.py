@@ -70,6 +70,16 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._bodies)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no body is incomplete and no room is taken."""
+        return not (self._bodies or self._reserved)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a body waits for room."""
+        return bool(self._waiting)
+
     def begin(self, frame: Frame, length: int, max_body: int, now_s: float) -> Incoming | None:
         """Take the first frame of a body; the body when that is complete already.
 
@@ -119,7 +129,7 @@ class Inbox:
     def admit(self) -> list[tuple[int, int]]:
         """Give room to those who wait, in order; their ids and the credit that each gets."""
         admitted: list[tuple[int, int]] = []
-        reserved = sum(self._reserved.values()) if self._waiting else 0
+        reserved = sum(self._reserved.values())
         while self._waiting:
             request_id = next(iter(self._waiting))
             body = self._bodies[request_id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from proxy.wire.mesh.calls import Calls
 from proxy.wire.mesh.errors import PeerError, Reason
@@ -14,14 +14,14 @@ from proxy.wire.mesh.events import (
     PongReceived,
 )
 from proxy.wire.mesh.flow import Flow
-from proxy.wire.mesh.frames import Frame, FrameType, encode_frame
+from proxy.wire.mesh.frames import REQUEST, RESPONSE, Frame, FrameType, encode_frame
 from proxy.wire.mesh.headers import decode_goaway, decode_window, encode_goaway
 from proxy.wire.mesh.owed import Owed
 from proxy.wire.mesh.pulse import Pulse
 from proxy.wire.mesh.settings import agree, decode_hello
 
-_Handler = Callable[["Link", Frame, float], list[Event]]
-_NOTHING: list[Event] = []
+_Handler = Callable[["Link", Frame, float], Sequence[Event]]
+_NOTHING: tuple[Event, ...] = ()
 
 
 class Link:
@@ -37,7 +37,7 @@ class Link:
         self.got_goaway = False
         self.failed = False
 
-    def received(self, frame: Frame, now_s: float) -> list[Event]:
+    def received(self, frame: Frame, now_s: float) -> Sequence[Event]:
         """Act on one frame. Raises PeerError; the connection is over then, see `fail`."""
         if self.flow.peer is None and frame.kind != FrameType.HELLO:
             raise PeerError(
@@ -53,19 +53,19 @@ class Link:
             )
         return handle(self, frame, now_s)
 
-    def _message(self, frame: Frame, now_s: float) -> list[Event]:
+    def _message(self, frame: Frame, now_s: float) -> Sequence[Event]:
         side = self.side
         if isinstance(side, Owed):
-            if frame.kind != FrameType.REQUEST:
+            if frame.kind != REQUEST:
                 raise PeerError(Reason.PROTOCOL_ERROR, "RESPONSE from a client")
             event = side.received(frame, now_s)
             return _NOTHING if event is None else [event]
-        if frame.kind != FrameType.RESPONSE:
+        if frame.kind != RESPONSE:
             raise PeerError(Reason.PROTOCOL_ERROR, "REQUEST from a server")
         event = side.received(frame, now_s)
         return _NOTHING if event is None else [event, *side.place_waiting()]
 
-    def _hello(self, frame: Frame, now_s: float) -> list[Event]:
+    def _hello(self, frame: Frame, now_s: float) -> Sequence[Event]:
         if self.flow.peer is not None:
             raise PeerError(Reason.PROTOCOL_ERROR, "a second HELLO")
         hello = decode_hello(frame.header)
@@ -77,19 +77,19 @@ class Link:
             events += self.side.place_waiting()
         return events
 
-    def _ping(self, frame: Frame, now_s: float) -> list[Event]:
+    def _ping(self, frame: Frame, now_s: float) -> Sequence[Event]:
         self.flow.guard.pings.take(now_s)
         self.flow.owe(encode_frame(FrameType.PONG, frame.request_id))
         return _NOTHING
 
-    def _pong(self, frame: Frame, now_s: float) -> list[Event]:
+    def _pong(self, frame: Frame, now_s: float) -> Sequence[Event]:
         rtt_s = self.pulse.pong(frame.request_id, now_s)
         if rtt_s is None:
             self.flow.guard.idle.take(now_s)
             return _NOTHING
         return [PongReceived(rtt_s)]
 
-    def _goaway(self, frame: Frame, now_s: float) -> list[Event]:
+    def _goaway(self, frame: Frame, now_s: float) -> Sequence[Event]:
         self.flow.guard.idle.take(now_s)
         code, text = decode_goaway(frame.header)
         self.got_goaway = True
@@ -100,13 +100,13 @@ class Link:
             events += self.side.place_waiting()
         return events
 
-    def _cancel(self, frame: Frame, now_s: float) -> list[Event]:
+    def _cancel(self, frame: Frame, now_s: float) -> Sequence[Event]:
         if not isinstance(self.side, Owed):
             raise PeerError(Reason.PROTOCOL_ERROR, "CANCEL from a server")
         event = self.side.cancelled(frame, now_s)
         return _NOTHING if event is None else [event]
 
-    def _window(self, frame: Frame, now_s: float) -> list[Event]:
+    def _window(self, frame: Frame, now_s: float) -> Sequence[Event]:
         self.flow.guard.idle.take(now_s)
         # Of a message that is over: it was on its way when we cancelled or ended it.
         self.flow.outbox.grant(frame.request_id, decode_window(frame.header))

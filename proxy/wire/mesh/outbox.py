@@ -16,7 +16,7 @@ from proxy.wire.mesh.frames import (
     MORE,
     FrameType,
 )
-from proxy.wire.mesh.pieces import Body, pieces_of
+from proxy.wire.mesh.pieces import Body
 
 Buffer = bytes | memoryview
 
@@ -49,11 +49,14 @@ class OutboxState:
 class _Outgoing:
     __slots__ = ("credit", "header", "kind", "left", "pieces", "started")
 
-    def __init__(self, kind: int, header: bytes, body: Body, credit: int, started: bool) -> None:
+    def __init__(
+        self, kind: int, header: bytes, body: Body, length: int, credit: int, started: bool
+    ) -> None:
         self.kind = kind
         self.header = header
-        self.pieces: deque[Buffer] = deque(pieces_of(body))
-        self.left = sum(map(len, self.pieces))
+        self.pieces: list[Buffer] = [body] if isinstance(body, bytes) else [*reversed(body)]
+        """What is left of the body, the last piece first."""
+        self.left = length
         self.credit = credit
         self.started = started
 
@@ -63,18 +66,17 @@ class _Outgoing:
         self.left -= size
         self.credit -= size
         while size:
-            piece = self.pieces[0]
+            piece = self.pieces.pop()
             if len(piece) > size:
                 view = memoryview(piece)
-                taken.append(view[:size])
-                self.pieces[0] = view[size:]
-                break
-            taken.append(self.pieces.popleft())
+                self.pieces.append(view[size:])
+                piece = view[:size]
+            taken.append(piece)
             size -= len(piece)
         return taken
 
     def export(self, request_id: int) -> OutgoingState:
-        body = tuple(bytes(piece) for piece in self.pieces)
+        body = tuple(bytes(piece) for piece in reversed(self.pieces) if piece)
         return OutgoingState(request_id, self.kind, self.header, body, self.credit, self.started)
 
 
@@ -121,11 +123,15 @@ class Outbox:
         """Put a whole frame before all messages, behind other control frames."""
         self._control.append(frame)
 
-    def add(self, request_id: int, kind: FrameType, header: bytes, body: Body, credit: int) -> None:
-        """Put a message behind the others; `credit` is what its body has to begin with."""
-        message = _Outgoing(kind, header, body, credit, started=False)
-        self.queued_bytes += message.left + len(header)
-        self._ready[request_id] = message
+    def add(
+        self, request_id: int, kind: FrameType, header: bytes, body: Body, length: int, credit: int
+    ) -> None:
+        """Put a message behind the others.
+
+        `length` is the body's; `credit` is how much of it may be sent to begin with.
+        """
+        self.queued_bytes += length + len(header)
+        self._ready[request_id] = _Outgoing(kind, header, body, length, credit, started=False)
 
     def grant(self, request_id: int, credit: int) -> bool:
         """Let a message go on; False when there is none of this id. Raises PeerError."""
@@ -173,23 +179,34 @@ class Outbox:
     def _pull_frame(self, parts: list[Buffer]) -> int:
         """Append one frame of the message whose turn it is; return its size."""
         request_id, message = self._ready.popitem(last=False)
+        size, header = message.left, message.header
+        if size < _JOIN_BELOW and size <= message.credit and not message.started:
+            # All of a small message, as nearly every one is.
+            header_size = len(header)
+            head = HEAD.pack(MAGIC, 0, message.kind, 0, header_size, size, request_id)
+            pieces = message.pieces
+            body = pieces[0] if len(pieces) == 1 else b"".join(reversed(pieces))
+            parts.append(b"".join((head, header, body)))
+            self.queued_bytes -= size + header_size
+            return HEAD_SIZE + header_size + size
+        return self._pull_piece(request_id, message, parts)
+
+    def _pull_piece(self, request_id: int, message: _Outgoing, parts: list[Buffer]) -> int:
         size = min(message.left, message.credit, MAX_FRAME_BODY)
         flags = MORE if size < message.left else 0
+        header = message.header
         if message.started:
             header = b""
             flags |= CONTINUED
-        else:
-            header = message.header
-            message.started = True
-            self.queued_bytes -= len(header)
+        message.started = True
         head = HEAD.pack(MAGIC, flags, message.kind, 0, len(header), size, request_id)
-        body = message.take(size)
-        self.queued_bytes -= size
+        pieces = message.take(size)
+        self.queued_bytes -= len(header) + size
         if size < _JOIN_BELOW:
-            parts.append(b"".join((head, header, *body)))
+            parts.append(b"".join((head, header, *pieces)))
         else:
             parts.append(head + header)
-            parts += body
+            parts += pieces
         if flags & MORE:
             queue = self._ready if message.credit else self._stalled
             queue[request_id] = message
@@ -217,6 +234,7 @@ class Outbox:
 
     def _load(self, states: Iterable[OutgoingState]) -> Iterable[tuple[int, _Outgoing]]:
         for s in states:
-            message = _Outgoing(s.kind, s.header, s.body, s.credit, s.started)
+            length = sum(map(len, s.body))
+            message = _Outgoing(s.kind, s.header, s.body, length, s.credit, s.started)
             self.queued_bytes += message.left + (0 if s.started else len(s.header))
             yield s.request_id, message

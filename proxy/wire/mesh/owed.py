@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from proxy.wire.mesh.errors import CannotSend, PeerError, Reason, Refusal
 from proxy.wire.mesh.events import Event, RequestCancelled, RequestReceived
 from proxy.wire.mesh.flow import Flow
-from proxy.wire.mesh.frames import CONTINUED, Frame, FrameType
+from proxy.wire.mesh.frames import CONTINUED, RESPONSE, Frame
 from proxy.wire.mesh.headers import (
     RequestHeader,
     ResponseHeader,
     decode_request,
     encode_response,
 )
-from proxy.wire.mesh.pieces import Body
+from proxy.wire.mesh.pieces import Body, length_of
 
 ALWAYS_FITS = 1024
 """A response of at most so many bytes is taken whatever waits: an error can always be told."""
@@ -103,7 +103,7 @@ class Owed:
         flow = self._flow
         if request_id not in self._owed or flow.peer is None:
             return False
-        length = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        length = length_of(body)
         raw = encode_response(header, length)
         if length > flow.peer.max_body or len(raw) > flow.peer.max_header:
             raise CannotSend(
@@ -120,7 +120,7 @@ class Owed:
             )
         del self._owed[request_id]
         flow.release(request_id)
-        flow.outbox.add(request_id, FrameType.RESPONSE, raw, body, flow.peer.stream_window)
+        flow.outbox.add(request_id, RESPONSE, raw, body, length, flow.peer.stream_window)
         flow.guard.cancels.earn()
         return True
 

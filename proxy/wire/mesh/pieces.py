@@ -12,11 +12,9 @@ _COALESCE_BELOW = 4096
 for each of them."""
 
 
-def pieces_of(body: Body) -> tuple[bytes, ...]:
-    """The pieces that hold something."""
-    if isinstance(body, bytes):
-        return (body,) if body else ()
-    return tuple(piece for piece in body if piece)
+def length_of(body: Body) -> int:
+    """Bytes of the body."""
+    return len(body) if isinstance(body, bytes) else sum(map(len, body))
 
 
 def joined(body: Body) -> bytes:

@@ -1,0 +1,102 @@
+"""The route scanner against the decoder: on raw bodies, and on valid JSON made to mislead it."""
+
+from __future__ import annotations
+
+import json
+
+from tests.fuzz.harness import fuzz, instrumented
+
+with instrumented():
+    from proxy.wire import moa_scan
+    from proxy.wire.moa import BadRequest, Ec, NotMoa, Route, parse_route
+
+# Short bodies are decoded at once, and leaps are for long ones: here both are on trial.
+moa_scan._SMALL = 0
+
+KEYS = (
+    *(b'"action"', b'"params"', b'"m"', b'"args"', b'"props"', b'"x"', b'""', b'"hashid"'),
+    *(b'"\\u006d"', b'"\\u0061ction"', b'"prop\\u0073"', b'"x\\"m"', b'"\\\\"', b'"m\\\\"', b'"am"'),
+)
+SCALARS = (
+    *(b'"/service/a"', b'"/a#g"', b'"f"', b'"\\/b\\u00e9"', b'"m"', b'"]}"', b'"},"', b'"\\""'),
+    *(b'"\\ud800"', b'""', b"1", b"-2.5e3", b"true", b"null", b"[]", b"{}", b'"a :b"', b'"\xc3\xa9"'),
+)
+SPACES = (b"", b"", b"", b"", b" ", b"\n\t ")
+START = b'{"action":"/a","params":{"m":"f","args":['
+
+
+def check(data: bytes) -> None:
+    """The first byte says whether the rest is a body, arguments, or a recipe for JSON."""
+    kind, rest = (data[0] % 4, data[1:]) if data else (0, b"")
+    if kind == 0:
+        compare(rest)
+    elif kind == 1:
+        compare(START + rest + b"]}}")
+    else:
+        body = Recipe(rest).request()
+        json.loads(body)
+        compare(body, is_json=True)
+
+
+def compare(body: bytes, *, is_json: bool = False) -> None:
+    expected = outcome(body, parse_route)
+    for large in (0, 1 << 40):
+        moa_scan._LARGE = large
+        got = outcome(body, moa_scan.scan_route)
+        if isinstance(got, Route) and not isinstance(expected, Route):
+            # The one difference: arguments that only the server judges.
+            assert not is_json, body
+            assert expected[0] is NotMoa or expected[1] is Ec.SERIALIZATION, (expected, body)
+        else:
+            assert got == expected, (got, expected, body)
+
+
+def outcome(body: bytes, find) -> Route | tuple[type[Exception], Ec | None]:  # type: ignore[no-untyped-def]
+    try:
+        route = find(body)
+    except NotMoa:
+        return NotMoa, None
+    except BadRequest as bad:
+        return BadRequest, bad.ec
+    assert isinstance(route, Route)
+    return route
+
+
+class Recipe:
+    """Writes one valid JSON object; each byte is a choice, and missing bytes choose 0."""
+
+    def __init__(self, choices: bytes) -> None:
+        self._choices = choices
+        self._at = 0
+
+    def _next(self, count: int) -> int:
+        at, self._at = self._at, self._at + 1
+        return self._choices[at] % count if at < len(self._choices) else 0
+
+    def _space(self) -> bytes:
+        return SPACES[self._next(len(SPACES))]
+
+    def request(self) -> bytes:
+        """An object with the keys of a request first, in an order of the recipe's."""
+        return self._space() + self._object(4) + self._space()
+
+    def _object(self, depth: int) -> bytes:
+        members = []
+        for _ in range(self._next(6)):
+            key = KEYS[self._next(len(KEYS))]
+            colon = self._space() + b":" + self._space()
+            members.append(self._space() + key + colon + self._value(depth) + self._space())
+        return b"{" + b",".join(members) + b"}"
+
+    def _value(self, depth: int) -> bytes:
+        kind = self._next(8) if depth else 0
+        if kind >= 6:
+            return self._object(depth - 1)
+        if kind >= 4:
+            values = [self._space() + self._value(depth - 1) for _ in range(self._next(4))]
+            return b"[" + b",".join(values) + b"]"
+        return SCALARS[self._next(len(SCALARS))]
+
+
+if __name__ == "__main__":
+    fuzz(check)
