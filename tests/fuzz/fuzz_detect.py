@@ -13,7 +13,7 @@ FROM_CLIENT = (Cmd.REQ, Cmd.PING, Cmd.INFO)
 
 def check(data: bytes) -> None:
     for spoken in (EVERY, RESP_ALONE, EVERY - RESP_ALONE, frozenset({Protocol.TURBO9})):
-        judged = [detect(data[:end], spoken) for end in range(min(len(data), 40) + 1)]
+        judged = [detect(data[:end], spoken) for end in range(min(len(data), MAX_NEEDED + 2) + 1)]
         for one, longer in zip(judged, judged[1:], strict=False):
             assert one in (Protocol.UNDECIDED, longer), (one, longer)
         assert Protocol.UNDECIDED not in judged[MAX_NEEDED:]

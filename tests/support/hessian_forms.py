@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import struct
 from random import Random
+from typing import Literal
 
 from proxy.wire.hessian import Date, HessianList, HessianMap, HessianObject, Long, Value
 
 
-def write_in_any_form(value: Value, random: Random) -> bytes:
-    """One of the many encodings of `value`; recursive."""
-    return _Forms(random).of(value)
+def write_in_any_form(
+    value: Value, random: Random, *, astral: Literal["pairs", "any"] = "any"
+) -> bytes:
+    """One of the many encodings of `value`; recursive.
+
+    `astral`: whether a character beyond U+FFFF may be four bytes, which old Java cannot read.
+    """
+    return _Forms(random, astral).of(value)
 
 
 class _Forms:
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, astral: str) -> None:
         self._random = random
+        self._four_bytes = astral == "any"
         self._refs: dict[int, int] = {}
         self._types: list[str] = []
         self._classes: list[tuple[str, tuple[str, ...]]] = []
@@ -62,7 +69,7 @@ class _Forms:
             heads.append(bytes((len(units),)))
         if len(units) < 1024:
             heads.append(bytes((0x30 + len(units) // 256, len(units) % 256)))
-        if self._random.random() < 0.2 and not _halves(units):
+        if self._four_bytes and self._random.random() < 0.2 and not _halves(units):
             return out + self._one_of(heads) + _text(units).encode()
         return out + self._one_of(heads) + _cesu(units)
 

@@ -2,8 +2,9 @@
 
 It only reads Hessian 2 (it writes Hessian 1), and reads within these bounds of its own, all
 seen in version 1.2.0: a string with a length of 16 bits loses the characters `z` to DEL; half a
-surrogate pair is an error; a fixed list becomes a tuple and an empty one is not counted among the references; types of
-lists and of maps are dropped; keys must be hashable; dates must be ones of `datetime`.
+surrogate pair is an error; a fixed list becomes a tuple, and an empty one is not counted among
+the references; types of lists and of maps are dropped; keys must be hashable; dates must be
+ones of `datetime`.
 """
 
 from __future__ import annotations
