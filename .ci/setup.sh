@@ -92,7 +92,8 @@ install_packages() {
 
 find_python() {
     local python
-    for python in python3 /usr/bin/python3; do
+    # Debian's first: it is built with profile-guided optimisation, which is worth a tenth.
+    for python in /usr/bin/python3 python3; do
         if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
             2>/dev/null; then
             printf '%s\n' "$python"

@@ -13,7 +13,7 @@ import datetime
 import math
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyhessian.data_types import long
 from pyhessian.parser import Parser
