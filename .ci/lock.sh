@@ -14,3 +14,4 @@ export CUSTOM_COMPILE_COMMAND=".ci/lock.sh"
 .venv/bin/pip-compile "${options[@]}" "$@" --extra dev --constraint requirements.lock \
     --output-file requirements-dev.lock pyproject.toml
 .venv/bin/pip-compile "${options[@]}" "$@" --output-file requirements-bench.lock requirements-bench.in
+.venv/bin/pip-compile "${options[@]}" "$@" --output-file requirements-fuzz.lock requirements-fuzz.in

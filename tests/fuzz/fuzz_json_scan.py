@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tests.fuzz.harness import fuzz, instrumented
 
@@ -10,16 +12,32 @@ with instrumented():
     from proxy.wire import moa_scan
     from proxy.wire.moa import BadRequest, Ec, NotMoa, Route, parse_route
 
-# Short bodies are decoded at once, and leaps are for long ones: here both are on trial.
-moa_scan._SMALL = 0
-
 KEYS = (
     *(b'"action"', b'"params"', b'"m"', b'"args"', b'"props"', b'"x"', b'""', b'"hashid"'),
-    *(b'"\\u006d"', b'"\\u0061ction"', b'"prop\\u0073"', b'"x\\"m"', b'"\\\\"', b'"m\\\\"', b'"am"'),
+    *(
+        b'"\\u006d"',
+        b'"\\u0061ction"',
+        b'"prop\\u0073"',
+        b'"x\\"m"',
+        b'"\\\\"',
+        b'"m\\\\"',
+        b'"am"',
+    ),
 )
 SCALARS = (
     *(b'"/service/a"', b'"/a#g"', b'"f"', b'"\\/b\\u00e9"', b'"m"', b'"]}"', b'"},"', b'"\\""'),
-    *(b'"\\ud800"', b'""', b"1", b"-2.5e3", b"true", b"null", b"[]", b"{}", b'"a :b"', b'"\xc3\xa9"'),
+    *(
+        b'"\\ud800"',
+        b'""',
+        b"1",
+        b"-2.5e3",
+        b"true",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"a :b"',
+        b'"\xc3\xa9"',
+    ),
 )
 SPACES = (b"", b"", b"", b"", b" ", b"\n\t ")
 START = b'{"action":"/a","params":{"m":"f","args":['
@@ -38,11 +56,23 @@ def check(data: bytes) -> None:
         compare(body, is_json=True)
 
 
+@contextmanager
+def thresholds(small: int, large: int) -> Iterator[None]:
+    """Scan bodies from `small` bytes on, and leap from colon to colon from `large` on."""
+    before = moa_scan._SMALL, moa_scan._LARGE
+    moa_scan._SMALL, moa_scan._LARGE = small, large
+    try:
+        yield
+    finally:
+        moa_scan._SMALL, moa_scan._LARGE = before
+
+
 def compare(body: bytes, *, is_json: bool = False) -> None:
+    """Both ways through the scanner against the decoder, however short the body is."""
     expected = outcome(body, parse_route)
     for large in (0, 1 << 40):
-        moa_scan._LARGE = large
-        got = outcome(body, moa_scan.scan_route)
+        with thresholds(0, large):
+            got = outcome(body, moa_scan.scan_route)
         if isinstance(got, Route) and not isinstance(expected, Route):
             # The one difference: arguments that only the server judges.
             assert not is_json, body
@@ -51,15 +81,16 @@ def compare(body: bytes, *, is_json: bool = False) -> None:
             assert got == expected, (got, expected, body)
 
 
-def outcome(body: bytes, find) -> Route | tuple[type[Exception], Ec | None]:  # type: ignore[no-untyped-def]
+def outcome(
+    body: bytes, find: Callable[[bytes], Route]
+) -> Route | tuple[type[Exception], Ec | None]:
+    """The route, or what was raised."""
     try:
-        route = find(body)
+        return find(body)
     except NotMoa:
         return NotMoa, None
     except BadRequest as bad:
         return BadRequest, bad.ec
-    assert isinstance(route, Route)
-    return route
 
 
 class Recipe:

@@ -1,40 +1,41 @@
-"""Fuzzes both sides of a mesh connection: `python -m tests.fuzz.fuzz_mesh [corpus] [libFuzzer's options]`.
+"""Both sides of a mesh connection: no exception leaves it, chunking and hand-over change nothing.
 
 The first byte chooses the side, and whether the rest is the wire itself or a recipe for
-frames (the wire alone rarely gets behind a header). Whatever comes: no exception leaves the
-machine, chunking and hand-over change nothing, memory stays in its bounds, and each open
-request has an end.
+frames (the wire alone rarely gets behind a header). Whatever comes, memory stays in its
+bounds and each open request has an end.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 
-from proxy.wire.mesh import (
-    CannotSend,
-    Event,
-    FrameType,
-    MeshConnection,
-    RequestFailed,
-    RequestReceived,
-    ResponseHeader,
-    ResponseReceived,
-    Settings,
-    encode_frame,
-    joined,
-)
-from proxy.wire.mesh.frames import HEAD_SIZE, MAX_FRAME_BODY
-from proxy.wire.mesh.headers import (
-    RequestHeader,
-    encode_goaway,
-    encode_request,
-    encode_response,
-    encode_window,
-)
-from proxy.wire.mesh.settings import encode_hello
+from tests.fuzz.harness import fuzz, instrumented
+
+with instrumented():
+    from proxy.wire.mesh import (
+        CannotSend,
+        Event,
+        FrameType,
+        MeshConnection,
+        RequestFailed,
+        RequestHeader,
+        RequestReceived,
+        ResponseHeader,
+        ResponseReceived,
+        Settings,
+        encode_frame,
+        joined,
+    )
+    from proxy.wire.mesh.frames import HEAD_SIZE, MAX_FRAME_BODY
+    from proxy.wire.mesh.headers import (
+        encode_goaway,
+        encode_request,
+        encode_response,
+        encode_window,
+    )
+    from proxy.wire.mesh.settings import encode_hello
 
 SETTINGS = Settings(
     max_streams=4,
@@ -138,7 +139,7 @@ def answer(connection: MeshConnection, request_id: int) -> None:
         assert connection.send_response(request_id, ResponseHeader(504), b"full") in (True, False)
 
 
-def one(data: bytes) -> None:
+def check(data: bytes) -> None:
     """Run one input; raises when a promise is broken."""
     if len(data) < 2:
         return
@@ -163,14 +164,5 @@ def one(data: bytes) -> None:
     assert finish(cut, seen, server) == finish(whole, events, server)
 
 
-def main() -> None:
-    """Hand over to atheris, which ends the process."""
-    import atheris
-
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, one)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(check)

@@ -61,9 +61,7 @@ def check_packet(packet: Packet) -> None:
     body = packet.body
     assert len(body) <= LIMITS.max_body
     again = (
-        encode(
-            packet.cmd, packet.opaque, body, version=packet.version, extension=packet.extension
-        )
+        encode(packet.cmd, packet.opaque, body, version=packet.version, extension=packet.extension)
         if packet.form is Form.PACKET19
         else encode9(packet.cmd, packet.opaque, body)
     )

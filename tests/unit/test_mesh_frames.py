@@ -30,7 +30,7 @@ def test_vector_in_both_directions() -> None:
 
 
 def test_types_have_the_numbers_of_the_document() -> None:
-    names = "REQUEST RESPONSE PING PONG GOAWAY CANCEL HELLO WINDOW".split()
+    names = ["REQUEST", "RESPONSE", "PING", "PONG", "GOAWAY", "CANCEL", "HELLO", "WINDOW"]
     assert [kind.name for kind in FrameType] == names
     assert [kind.value for kind in FrameType] == list(range(1, 9))
 
@@ -100,9 +100,13 @@ def test_any_chunking_gives_the_same_frames_and_pending(stream: bytes, cuts: lis
 @pytest.mark.parametrize("chunk", [1, 1000])
 def test_what_is_refused(stream: bytes, reason: Reason, text: str, chunk: int) -> None:
     parser = FrameParser()
-    with pytest.raises(PeerError, match=text) as caught:
+
+    def feed() -> None:
         for at in range(0, len(stream), chunk):
             parser.feed(stream[at : at + chunk])
+
+    with pytest.raises(PeerError, match=text) as caught:
+        feed()
     assert caught.value.reason is reason
     assert (parser.pending, parser.mid_frame) == (b"", False)
 

@@ -86,8 +86,8 @@ def test_next_hop_changes_nothing_else() -> None:
     header = RequestHeader(
         "/s", "m", "g", 2, 500, 0, PARENT, "a=1", "app", "zone", {"k": "v"}, b"\x0a\x02/s"
     )
-    onward = next_hop(header, arrived_s=1.0, now_s=1.1, bits=Random(1).getrandbits, attempt=1)
-    assert (onward.deadline_ms, onward.attempt, onward.tracestate) == (400, 1, "a=1")
+    onward = next_hop(header, arrived_s=1.0, now_s=1.125, bits=Random(1).getrandbits, attempt=1)
+    assert (onward.deadline_ms, onward.attempt, onward.tracestate) == (375, 1, "a=1")
     assert onward.traceparent.startswith(f"00-{TRACE}-")
     same = ("service", "method", "group", "codec", "source_app", "source_zone", "props", "received")
     for name in same:

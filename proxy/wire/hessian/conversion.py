@@ -10,6 +10,8 @@ from proxy.wire.hessian.errors import Limits
 
 Key = str | int
 
+_SHOWN_CHARS = 64
+
 
 class Untranslatable(Exception):
     """A value has no counterpart in the other protocol.
@@ -100,14 +102,23 @@ def _check_nesting(source: object, inside: set[int], max_depth: int) -> None:
 
 def _path(stack: list[_Level]) -> str:
     keys = (level.key for level in stack[1:])
-    steps = (f"[{key}]" if isinstance(key, int) else f".{key:.64}" for key in keys)
+    steps = (f"[{key}]" if isinstance(key, int) else f".{_quoted(key)}" for key in keys)
     return "".join(chain("$", steps))
 
 
 def _shown(source: object) -> str:
-    type_ = getattr(source, "type", None)
-    if hasattr(source, "type") or isinstance(source, list | dict):
-        name = type(source).__name__
-        return f"{name} of type {type_:.64}" if isinstance(type_, str) else name
-    text = ascii(source[:65] if isinstance(source, str | bytes) else source)
-    return text if len(text) <= 64 else text[:64] + "..."
+    name = type(source).__name__
+    if isinstance(source, list | dict):
+        return name
+    if hasattr(source, "type"):
+        return f"{name} of type {_quoted(source.type)}" if source.type else name
+    return _shortened(ascii(source[:_SHOWN_CHARS] if isinstance(source, str | bytes) else source))
+
+
+def _quoted(name: str) -> str:
+    """A peer's name as it may stand in an error: one line, and not long."""
+    return _shortened(name if name.isprintable() else ascii(name[:_SHOWN_CHARS])[1:-1])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."

@@ -27,7 +27,7 @@ class WaitingState:
 
     request_id: int
     header: bytes
-    body: Body
+    body: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,10 @@ class Calls:
 
     def export(self) -> CallsState:
         """For `restore`."""
-        waiting = (WaitingState(i, raw, body) for i, (raw, body, _) in self._waiting.items())
+        waiting = (
+            WaitingState(request_id, raw, (body,) if isinstance(body, bytes) else body)
+            for request_id, (raw, body, _) in self._waiting.items()
+        )
         return CallsState(self._next_id, tuple(self._placed), tuple(waiting))
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from proxy.wire.mesh.errors import MeshError
+from proxy.wire.mesh.errors import PeerError
 from proxy.wire.mesh.headers import RequestHeader, ResponseHeader
 from proxy.wire.mesh.settings import Agreement, Hello
 
@@ -91,7 +91,7 @@ class PongReceived:
 class ConnectionFailed:
     """The connection is at its end: send what `data_to_send` still has, then close it."""
 
-    error: MeshError
+    error: PeerError
 
 
 Event = (

@@ -77,7 +77,9 @@ class _Outgoing:
 
     def export(self, request_id: int) -> OutgoingState:
         body = tuple(bytes(piece) for piece in reversed(self.pieces) if piece)
-        return OutgoingState(request_id, self.kind, self.header, body, self.credit, self.started)
+        return OutgoingState(
+            request_id, int(self.kind), self.header, body, self.credit, self.started
+        )
 
 
 class Outbox:
