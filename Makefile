@@ -13,7 +13,7 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Werror -I/usr/include/$(MULTIARCH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format bench fuzz clean
+.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format proto bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ format: setup ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 	clang-format -i $(BPF_SOURCES) $(BENCH_SOURCES)
+
+proto: setup ## write the Python of each .proto below proxy/ anew
+	@.ci/proto.sh
 
 bench: build ## measure beside HAProxy and Envoy, as root; BENCH_ARGS=--full takes longer
 	@$(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --require-hashes \

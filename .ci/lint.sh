@@ -19,6 +19,7 @@ mapfile -t scripts < <(git ls-files --cached --others --exclude-standard '*.sh' 
 check "ruff check" .venv/bin/ruff check --quiet .
 check "ruff format" .venv/bin/ruff format --check --quiet .
 check "mypy --strict" .venv/bin/mypy
+check "generated code" .ci/proto.sh --check
 check "import contracts" .venv/bin/lint-imports --no-logo
 [ ${#c_sources[@]} -eq 0 ] ||
     check "clang-format" clang-format --dry-run --Werror "${c_sources[@]}"

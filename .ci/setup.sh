@@ -9,8 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 debian_packages=(
     bpftool clang clang-format gcc git haproxy iproute2 jq libbpf-dev libbpf1 libc6-dev
-    libhessian-java libhiredis-dev llvm make nftables php-cli php-redis python3-venv redis-server
-    redis-tools shellcheck
+    libhessian-java libhiredis-dev llvm make nftables php-cli php-redis protobuf-compiler
+    python3-venv redis-server redis-tools shellcheck
 )
 daemons=(haproxy redis-server)
 policy=/usr/sbin/policy-rc.d

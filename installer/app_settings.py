@@ -16,6 +16,9 @@ from proxy.registry.redis import RedisRegistry, RedisTimes
 from proxy.registry.static import StaticRegistry
 from proxy.wire.resp import Limits
 
+LANE_CONNECT_S = 10.0
+"""For plain traffic to the address that was dialled: three lost SYNs are no reason to fail."""
+
 _FRAMING_BYTES = 64 * 1024
 """What a request may have besides its one large element."""
 
@@ -56,7 +59,7 @@ def app_settings(config: Config) -> AppSettings:
             pipeline_depth=limits.pipeline_depth,
             detect_wait_s=limits.detect_wait_ms / 1000,
             request_read_timeout_s=limits.request_read_timeout_ms / 1000,
-            lane=LaneSettings(replies, connect_timeout_s, config.bpf.mark),
+            lane=LaneSettings(replies, LANE_CONNECT_S, connect_timeout_s, config.bpf.mark),
         ),
         forward=ForwardSettings(
             timeout_s=routing.timeout_ms / 1000,

@@ -26,10 +26,15 @@ Use = Callable[[Upstream | None], None]
 
 @dataclass(frozen=True, slots=True)
 class LaneSettings:
-    """Bounds of a lane; `source` is the local address it comes from, None for any."""
+    """Bounds of a lane; times in seconds.
+
+    `connect_timeout_s` is long, because plain traffic is owed what TCP would do without us;
+    `patience_s` is short: a command that we can answer ourselves waits no longer.
+    """
 
     limits: Limits
     connect_timeout_s: float
+    patience_s: float
     mark: int
 
 
@@ -84,11 +89,18 @@ class Lane:
             self._serve_queue()
 
         def send(upstream: Upstream | None) -> None:
+            patience.cancel()
             if upstream is None:
                 on_unreachable()
             else:
                 upstream.send(raw, replied, lost)
 
+        def lose_patience() -> None:
+            if self._upstream is None and send in self._queue:
+                self._queue.remove(send)
+                on_unreachable()
+
+        patience = self._loop.call_later(self._settings.patience_s, lose_patience)
         self.use(send)
 
     def use(self, use: Use) -> None:

@@ -248,5 +248,5 @@ def session_settings(**changes: float) -> SessionSettings:
         pipeline_depth=int(values["pipeline_depth"]),
         detect_wait_s=values["detect_wait_s"],
         request_read_timeout_s=values["request_read_timeout_s"],
-        lane=LaneSettings(LIMITS, connect_timeout_s=2.0, mark=0),
+        lane=LaneSettings(LIMITS, connect_timeout_s=2.0, patience_s=2.0, mark=0),
     )

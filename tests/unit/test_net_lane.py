@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
@@ -26,13 +28,13 @@ async def server() -> AsyncIterator[Server]:
 class Driven:
     """A lane and everything that it called back, in order."""
 
-    def __init__(self, target: Address | None) -> None:
+    def __init__(self, target: Address | None, patience_s: float = 2.0) -> None:
         self.events: list[object] = []
         self.lane = Lane(
             asyncio.get_running_loop(),
             target,
             None,
-            LaneSettings(LIMITS, connect_timeout_s=2.0, mark=0),
+            LaneSettings(LIMITS, connect_timeout_s=2.0, patience_s=patience_s, mark=0),
             lambda data: self.events.append(("server first", data)),
             lambda was_reset: self.events.append(("hung up", was_reset)),
         )
@@ -174,3 +176,28 @@ async def test_close_gives_everything_back_and_calls_nobody(server: Server, phas
     await turns()
     assert driven.events == seen
     assert not driven.lane.is_open
+
+
+@pytest.fixture
+def deaf() -> Iterator[Address]:
+    """An address that drops every SYN: its backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield Address(*listener.getsockname())
+
+
+async def test_a_command_does_not_wait_for_a_connect_that_takes_long(deaf: Address) -> None:
+    driven = Driven(deaf, patience_s=0.05)
+    driven.request("a")
+    await until(lambda: driven.events == [("a", "unreachable")])
+    taken: list[Upstream | None] = []
+    driven.lane.take(taken.append)
+    await until(lambda: taken == [None])
+    assert driven.events == [("a", "unreachable")]
+    driven.lane.close()
