@@ -150,6 +150,13 @@ def test_sharing_does_not_multiply_without_bound() -> None:
     assert caught.value.reason == "with this the whole grows over 20000 bytes"
 
 
+def test_json_text_has_the_limit_of_a_body() -> None:
+    body = encode(HessianList([0.1] * 100))
+    with pytest.raises(Untranslatable, match="1101 bytes of JSON, the limit is 1000"):
+        hessian_to_json(encode(HessianList([-0.125e-5] * 100)), Limits(max_bytes=1000))
+    assert len(hessian_to_json(body, Limits(max_bytes=1000))) == 401
+
+
 JSON: st.SearchStrategy[JsonValue] = st.recursive(
     st.none()
     | st.booleans()

@@ -68,7 +68,11 @@ def hessian_to_json(body: bytes, limits: Limits = DEFAULT_LIMITS) -> bytes:
     Hessian 2.
     """
     value = to_json(decode(body, limits), limits)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) > limits.max_bytes:
+        reason = f"{len(text)} bytes of JSON, the limit is {limits.max_bytes}"
+        raise Untranslatable("$", "the whole value", reason)
+    return text
 
 
 def from_json(value: JsonValue, limits: Limits = DEFAULT_LIMITS) -> Value:
