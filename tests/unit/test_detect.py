@@ -41,7 +41,9 @@ def test_first_message_tells_the_protocol(message: bytes, protocol: Protocol) ->
     assert detect(message, EVERY - {protocol}) is Protocol.OTHER
 
 
-@pytest.mark.parametrize("text", [b"*1\r\n", b"*22\r", b"GET ", b"PING", b"INFO", b"MOAx", b"\r\n\r\n"])
+@pytest.mark.parametrize(
+    "text", [b"*1\r\n", b"*22\r", b"GET ", b"PING", b"INFO", b"MOAx", b"\r\n\r\n"]
+)
 @pytest.mark.parametrize("cmd", [Cmd.REQ, Cmd.PING, Cmd.INFO])
 def test_number_of_a_packet_may_spell_another_protocol(text: bytes, cmd: Cmd) -> None:
     opaque = int.from_bytes(text, "big")

@@ -171,7 +171,9 @@ def test_scanner_agrees_with_the_decoder_on_any_json(choices: bytes) -> None:
     compare(body, is_json=True)
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('"\\{}[]:,mp'), max_size=8)
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from('"\\{}[]:,mp'), max_size=8
+)
 KEY = st.sampled_from(["action", "params", "props", "m", "args", "x", "a:b"]) | TEXT
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
