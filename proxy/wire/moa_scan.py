@@ -46,8 +46,8 @@ _TAIL = re.compile(
 )
 
 _SPELLED = re.compile(
-    rb':(?<=[nms"\s]["\s]:)'
-    rb'(?:(?<=\s:)|(?<="m":)|(?<="action":)|(?<="params":)|(?<="props":))'
+    rb':(?<=[nms" \t\n\r][" \t\n\r]:)'
+    rb'(?:(?<=[" \t\n\r][ \t\n\r]:)|(?<="m":)|(?<="action":)|(?<="params":)|(?<="props":))'
 )
 """The colon behind a key of a route, or behind a key and space. Keys are looked for from their
 colons: those are fewer than quotes, and the letter before the quote rules most of them out."""

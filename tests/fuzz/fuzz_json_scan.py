@@ -35,7 +35,7 @@ SCALARS = (
         b"null",
         b"[]",
         b"{}",
-        b'"a :b"',
+        b'"items :b"',
         b'"\xc3\xa9"',
     ),
 )

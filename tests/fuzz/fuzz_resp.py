@@ -33,8 +33,7 @@ def outcome(
             break
         fed += len(chunk)
         try:
-            for frame in parser.feed(chunk):
-                frames.append(getattr(frame, "skipped", b"") + frame.raw)
+            frames += [getattr(frame, "skipped", b"") + frame.raw for frame in parser.feed(chunk)]
         except ProtocolError:
             break
     stream = b"".join(chunks)[:fed]

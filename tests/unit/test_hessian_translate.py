@@ -152,7 +152,7 @@ def test_sharing_does_not_multiply_without_bound() -> None:
 
 def test_json_text_has_the_limit_of_a_body() -> None:
     body = encode(HessianList([0.1] * 100))
-    with pytest.raises(Untranslatable, match="1101 bytes of JSON, the limit is 1000"):
+    with pytest.raises(Untranslatable, match="1001 bytes of JSON, the limit is 1000"):
         hessian_to_json(encode(HessianList([-0.125e-5] * 100)), Limits(max_bytes=1000))
     assert len(hessian_to_json(body, Limits(max_bytes=1000))) == 401
 

@@ -76,6 +76,8 @@ def test_usual_requests_are_not_decoded(body: str, monkeypatch: pytest.MonkeyPat
         ('{"action":"/a","params":{"m":"f","args":[1],"m" : "g"}}', "/a", "g"),
         ('{"action":"/a","params":{"m":"f","args":[1],"m"\n \t:"g"}}', "/a", "g"),
         ('{"action":"/a","params":{"m":"f","args":"m"},"x":"m"}', "/a", "f"),
+        ('{"action":"/a","params":{"m":"f","args":["items : 5"],"m":"g"}}', "/a", "g"),
+        ('{"action":"/a","params":{"m":"f","args":["\\"m\\" : 5"],"m":"g"}}', "/a", "g"),
         ('{"x":{"action":"/b"},"action":"/a","params":{"m":"f"}}', "/a", "f"),
         ('{"action":"/a","params":"x","params":{"m":"f","args":[1]}}', "/a", "f"),
     ],

@@ -77,7 +77,7 @@ async def test_never_more_connections_than_allowed_and_first_come_first_served(
         users[index].give_back()
         assert pool.connections == 2
         assert users[index + 2].told() == 1
-    assert len(server.connections) == 2
+    await until(lambda: len(server.connections) == 2)
     assert all(not u.refusals for u in users)
     pool.close()
 

@@ -60,14 +60,14 @@ class _Writer:
         """Write up to the next container, which is returned, or to the end."""
         out, most = self._out, self._limits.max_bytes
         for value in values:
-            if isinstance(value, HessianList | HessianMap | HessianObject):
+            if write := WRITE.get(type(value)):
+                out += write(value)
+                if len(out) > most:
+                    raise EncodeError(f"more than {most} bytes")
+            elif isinstance(value, HessianList | HessianMap | HessianObject):
                 return value
-            write = WRITE.get(type(value))
-            if write is None:
+            else:
                 raise EncodeError(f"{type(value).__name__} is no Hessian value: {value!r:.64}")
-            out += write(value)
-            if len(out) > most:
-                raise EncodeError(f"more than {most} bytes")
         return None
 
     def _begin(self, container: Container) -> Iterable[Value] | None:
