@@ -108,16 +108,28 @@ class Recipe:
         return SPACES[self._next(len(SPACES))]
 
     def request(self) -> bytes:
-        """An object with the keys of a request first, in an order of the recipe's."""
-        return self._space() + self._object(4) + self._space()
+        """Any object, or more often one that begins as a request and may go on as none."""
+        body = self._object(4) if self._next(4) == 3 else self._usual()
+        return self._space() + body + self._space()
+
+    def _usual(self) -> bytes:
+        """Members of a request in a usual order, each of them or not, then any members."""
+        params = [self._member(b'"m"', 0)] if self._next(3) else []
+        params += [self._member(b'"args"', 3), *self._members(self._next(3), 2)]
+        inner = b'"params":{' + b",".join(params) + b"}"
+        first = [self._member(b'"action"', 0)] if self._next(3) else []
+        first += [self._member(b'"props"', 1)] if self._next(4) == 3 else []
+        return b"{" + b",".join([*first, inner, *self._members(self._next(3), 2)]) + b"}"
 
     def _object(self, depth: int) -> bytes:
-        members = []
-        for _ in range(self._next(6)):
-            key = KEYS[self._next(len(KEYS))]
-            colon = self._space() + b":" + self._space()
-            members.append(self._space() + key + colon + self._value(depth) + self._space())
-        return b"{" + b",".join(members) + b"}"
+        return b"{" + b",".join(self._members(self._next(6), depth)) + b"}"
+
+    def _members(self, count: int, depth: int) -> list[bytes]:
+        return [self._member(KEYS[self._next(len(KEYS))], depth) for _ in range(count)]
+
+    def _member(self, key: bytes, depth: int) -> bytes:
+        colon = self._space() + b":" + self._space()
+        return self._space() + key + colon + self._value(depth) + self._space()
 
     def _value(self, depth: int) -> bytes:
         kind = self._next(8) if depth else 0

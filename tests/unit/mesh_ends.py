@@ -32,8 +32,11 @@ def exchange(a: MeshConnection, b: MeshConnection, now_s: float = 0.0) -> list[E
     """Carry bytes both ways until nobody has any; all events in their order."""
     events: list[Event] = []
     while a.wants_write or b.wants_write:
-        events += b.receive_data(sent(a), now_s)
-        events += a.receive_data(sent(b), now_s)
+        # As a driver does: who does not want to write is not asked.
+        if a.wants_write:
+            events += b.receive_data(sent(a), now_s)
+        if b.wants_write:
+            events += a.receive_data(sent(b), now_s)
     return events
 
 

@@ -64,6 +64,11 @@ def test_value_over_a_limit_is_not_written(value: Value) -> None:
         encode(value, SMALL)
 
 
+def test_reference_is_no_level_of_depth() -> None:
+    body = b"\x79\x79\x79Q\x90"
+    assert encode(decode(body, SMALL), SMALL) == body
+
+
 def test_scan_answers_a_request_over_a_limit() -> None:
     for inside in (b"\x79" * 600 + b"\x90", b"X\xc8\x40" + b"C\x01A\x90" * 5000 + b"\x60" * 64):
         with pytest.raises(BadRequest) as caught:

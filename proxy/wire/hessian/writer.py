@@ -49,9 +49,9 @@ class _Writer:
             if container is None:
                 self._out += end
                 stack.pop()
-            elif len(stack) > self._limits.max_depth:
-                raise EncodeError(f"nested deeper than {self._limits.max_depth} levels")
             elif (children := self._begin(container)) is not None:
+                if len(stack) > self._limits.max_depth:
+                    raise EncodeError(f"nested deeper than {self._limits.max_depth} levels")
                 closing = _END if isinstance(container, HessianMap) else b""
                 stack.append((iter(children), closing))
         return bytes(self._out)
