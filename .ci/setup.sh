@@ -8,8 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 debian_packages=(
-    bpftool clang clang-format gcc git haproxy iproute2 jq libbpf-dev libbpf1 libc6-dev
-    libhessian-java libhiredis-dev llvm make nftables php-cli php-redis protobuf-compiler
+    bpftool clang clang-format curl gcc git haproxy iproute2 libbpf-dev libbpf1 libc6-dev
+    libhessian-java libhiredis-dev llvm make nftables openssl php-cli php-redis protobuf-compiler
     python3-venv redis-server redis-tools shellcheck
 )
 daemons=(haproxy redis-server)

@@ -59,12 +59,11 @@ def main() -> None:
 def run(config: Config, config_path: Path | None) -> None:
     """Serve until SIGTERM or SIGINT; raises what makes it impossible."""
     logs.configure(config.agent.log_level)
-    for directory in (config.agent.runtime_dir, config.agent.state_dir):
-        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-    with _only_one(config.agent.runtime_dir):
+    _make_directories(config)
+    node = Node(config.bpf.root)
+    with _only_one(config.agent.runtime_dir), node.agent_lock():
         max_connections = _connections_that_fit(config.agent.max_connections)
         cgroup = Cgroup.of(config.agent.cgroup)
-        node = Node(config.bpf.root)
         report = node.install(kernel_settings(config))
         # Before the first socket: sockets keep the cgroup that they were created in.
         cgroup.add(os.getpid())
@@ -86,6 +85,26 @@ def run(config: Config, config_path: Path | None) -> None:
                 raise group.exceptions[0] from None
             finally:
                 _leave_cgroup(node, cgroup)
+
+
+def _make_directories(config: Config) -> None:
+    """The runtime directory is needed; without the state directory we only forget sooner."""
+    runtime, state = config.agent.runtime_dir, config.agent.state_dir
+    try:
+        runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as e:
+        raise InterceptorError(
+            f"agent.runtime_dir {runtime}: {e.strerror}; expected a directory that can be made "
+            "and written, such as /run/moa"
+        ) from e
+    try:
+        state.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as e:
+        log.warning(
+            "no state directory: a restart without the registry will know no services",
+            state_dir=str(state),
+            error=e.strerror,
+        )
 
 
 def _leave_cgroup(node: Node, cgroup: Cgroup) -> None:
@@ -157,7 +176,6 @@ async def _serve(
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(registry.run())]
         await _first_table(registry)
-        gate.take_over()
         gate.reconcile()
         app.start()
         background.append(group.create_task(_beat(gate, facts, config.agent.heartbeat_ms / 1000)))

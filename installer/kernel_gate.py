@@ -33,21 +33,16 @@ class KernelGate:
         self._maps = maps
         self._config = config
         self._installation = node.tree.current.stat().st_ino
-        self._generation = int(maps.cfg.generation) + 1
+        self._generation = node.begin_generation()
         self._applied: dict[str, set[Destination]] = {}
         self._local_hosts: frozenset[str] = frozenset()
         self._in_ports: frozenset[int] = frozenset(config.inbound.ports)
         self._refused_scopes: set[str] = set()
+        self._told_of_removal = False
 
     @property
     def generation(self) -> int:
         return self._generation
-
-    def take_over(self) -> None:
-        """Make this agent the one that the kernel shows."""
-        cfg = self._maps.cfg
-        cfg.generation = self._generation
-        self._maps.cfg = cfg
 
     def open(self, listeners: Listeners) -> None:
         self._maps.beat()
@@ -114,6 +109,13 @@ class KernelGate:
         Does nothing once the node has been uninstalled, or installed anew, under our feet.
         """
         if not self._is_ours():
+            if not self._told_of_removal:
+                self._told_of_removal = True
+                log.warning(
+                    "uninstalled under us: nothing new comes here any more",
+                    root=str(self._node.tree.root),
+                    next="stop this agent, and start one to install again",
+                )
             return
         try:
             # The event loop must not wait for an operator's command that holds the lock.

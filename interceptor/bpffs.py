@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes as c
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -53,6 +54,15 @@ class PinTree:
     @property
     def scope_links(self) -> Path:
         return self.current / "links" / "scope"
+
+    @property
+    def agent(self) -> Path:
+        """The directory whose lock an agent holds for as long as it lives."""
+        return self.root / "agent"
+
+    def is_ours(self, path: Path) -> bool:
+        """Whether an entry of the root is one that an install may have made."""
+        return re.fullmatch(r"v\d+|new-\d+|marks|agent", path.name) is not None
 
     @property
     def marks(self) -> Path:
@@ -128,9 +138,25 @@ def mounted_at(path: Path) -> Path | None:
     return found
 
 
+def check_root(tree: PinTree) -> None:
+    """Raise unless the root is a directory of its own on bpffs: all below it counts as ours."""
+    mount = mounted_at(tree.root)
+    if mount is None:
+        raise InterceptorError(
+            f"bpf.root {tree.root}: is not on a bpf file system; expected something like "
+            "/sys/fs/bpf/moa"
+        )
+    if mount == tree.root:
+        raise InterceptorError(
+            f"bpf.root {tree.root}: is the bpf file system itself, which others use as well; "
+            f"expected a directory in it, like {tree.root}/moa"
+        )
+
+
 def ensure_mounted(tree: PinTree) -> None:
     """Mount bpffs at the standard place when nobody has, and remember to undo it."""
     if mounted_at(tree.root):
+        check_root(tree)
         return
     target = Path("/sys/fs/bpf")
     if target not in tree.root.parents:
@@ -169,6 +195,36 @@ def locked(tree: PinTree, *, timeout_s: float = 10.0) -> Iterator[None]:
                     yield
                 finally:
                     with suppress(OSError):
+                        tree.root.rmdir()
+                return
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def agent_lock(tree: PinTree) -> Iterator[None]:
+    """Be the one agent of these pins; raises `Busy` when another lives.
+
+    Apart from the lock of the agent's runtime directory, of which two configurations may
+    have two.
+    """
+    while True:
+        make_directory(tree.agent)
+        fd = os.open(tree.agent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(
+                    f"lock {tree.agent}: another agent serves with these pins; stop it, or give "
+                    "this one a bpf.root of its own"
+                ) from None
+            if _is_still(tree.agent, fd):
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):
+                        tree.agent.rmdir()
                         tree.root.rmdir()
                 return
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,11 @@ class Node:
 
     def __init__(self, root: Path = DEFAULT_ROOT) -> None:
         self.tree = PinTree(root)
+
+    def agent_lock(self) -> AbstractContextManager[None]:
+        """Be this node's one agent; raises `Busy` when another lives."""
+        bpffs.ensure_mounted(self.tree)
+        return bpffs.agent_lock(self.tree)
 
     def is_installed(self) -> bool:
         return self.tree.exists()
@@ -149,6 +154,14 @@ class Node:
         finally:
             for fd in fds.values():
                 os.close(fd)
+
+    def begin_generation(self) -> int:
+        """Count one agent more; its number, which status shows."""
+        with self._changing() as maps:
+            cfg = maps.cfg
+            cfg.generation += 1
+            maps.cfg = cfg
+            return int(cfg.generation)
 
     # Scope
 

@@ -6,7 +6,6 @@ itself cut short, and on nothing: what says that something is to be undone goes 
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,10 +25,15 @@ class Removal:
 
 
 def uninstall(tree: PinTree) -> Removal:
-    """Switch off, detach connect first, unpin, remove the cgroups that an install made."""
+    """Switch off, detach connect first, unpin, remove the cgroups that an install made.
+
+    Raises `InterceptorError` when the root is no directory of its own on bpffs. What an
+    install does not make is left, and named.
+    """
     removal = Removal()
     if not tree.root.is_dir():
         return removal
+    bpffs.check_root(tree)
     with locked(tree):
         _switch_off(tree)
         for directory in tree.scope_directories():
@@ -37,11 +41,15 @@ def uninstall(tree: PinTree) -> Removal:
             removal.removed.append(f"hooks of cgroup {bpffs.cgroup_name(directory)}")
         links.detach_all(tree.agent_links)
         for path in sorted(set(tree.root.iterdir()) - {tree.marks}):
-            bpffs.remove_tree(path)
-            removal.removed.append(str(path))
+            if tree.is_ours(path):
+                bpffs.remove_tree(path)
+                removal.removed.append(str(path))
+            else:
+                removal.left.append(f"{path}: is not ours")
         _remove_cgroups(tree, removal)
         mounted_by_us = tree.mounted.is_dir()
-        shutil.rmtree(tree.root)
+        # The root goes with the lock, when nothing of a stranger's is in it.
+        bpffs.remove_tree(tree.marks)
     bpffs.unmount_if_ours(Path("/sys/fs/bpf"), ours=mounted_by_us)
     return removal
 

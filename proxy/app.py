@@ -186,7 +186,8 @@ class ProxyApp:
 
     def _is_own(self, address: Address) -> bool:
         ports = (self.settings.outbound_port, self.settings.inbound_port)
-        return address.port in ports and address.host.startswith(("127.", "::1"))
+        is_loopback = address.host == "::1" or address.host.startswith("127.")
+        return address.port in ports and is_loopback
 
     def _on_inbound(self, sock: socket.socket) -> None:
         original: Address | None = address_of(sock.getsockname())
