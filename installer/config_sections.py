@@ -5,15 +5,12 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, SecretStr
 
 from installer.destination import Destination
 
 MIB = 1 << 20
-
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 def _absolute(path: Path) -> Path:
@@ -29,16 +26,14 @@ def _cgroup(path: str) -> str:
 
 
 def _redis_url(url: SecretStr) -> SecretStr:
-    schemes = ", ".join(f"{scheme}://" for scheme in _REDIS_SCHEMES)
-    expected = f"a URL with one of {schemes} and a host or path"
+    # Late: it brings redis-py with it, and most commands read a configuration without a URL.
+    from proxy.registry.base import RegistryError
+    from proxy.registry.endpoint import RedisEndpoint
+
     try:
-        parts = urlsplit(url.get_secret_value())
-        complete = bool(parts.hostname or (parts.scheme == "unix" and parts.path))
-        _ = parts.port  # raises when it is not a port
-    except ValueError:
-        raise ValueError(expected) from None
-    if parts.scheme not in _REDIS_SCHEMES or not complete:
-        raise ValueError(expected)
+        RedisEndpoint.parse(url.get_secret_value())
+    except RegistryError as error:
+        raise ValueError(f"a {error}") from None
     return url
 
 
@@ -86,7 +81,10 @@ class Agent(Section):
         30, ge=0, le=3600, description="How long a stopping agent waits for its connections."
     )
     max_connections: int = Field(
-        20_000, ge=16, le=1_000_000, description="More clients than this are refused."
+        20_000,
+        ge=16,
+        le=1_000_000,
+        description="Clients at once; new connections beyond it go direct.",
     )
     heartbeat_ms: int = Field(
         500, ge=50, le=10_000, description="How often the agent tells the kernel that it lives."
@@ -169,7 +167,11 @@ class Routing(Section):
     )
     pre: bool = Field(False, description="Whether callers here are pre-release callers.")
     timeout_ms: int = Field(
-        5000, ge=1, le=600_000, description="For a request when neither it nor the instance says."
+        5000,
+        ge=1,
+        le=600_000,
+        description="For a request to an instance without a timeout of its own; "
+        "what a request says is not read.",
     )
     connect_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="For a connection to an instance."
@@ -194,7 +196,8 @@ class Limits(Section):
         1,
         ge=1,
         le=1024,
-        description="Requests at once on one upstream connection; old servers take 1.",
+        description="Requests of one client connection under way at once; more wait. "
+        "An instance gets one at a time on a connection, whatever this says.",
     )
     max_pending_bytes: int = Field(
         MIB, ge=4096, le=64 * MIB, description="Unread bytes a slow peer may leave with us."

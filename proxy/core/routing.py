@@ -25,7 +25,7 @@ class Candidates:
     """Who may serve a request.
 
     `instances` are all that may, `preferred` are parts of them, the narrowest first, and
-    `steps` say in words how it came to that (for `moactl route explain`).
+    `steps` say in words how it came to that.
     """
 
     instances: tuple[Instance, ...]

@@ -57,9 +57,14 @@ class Board:
                 _log.exception("subscriber of the service table failed", registry=self._kind)
 
     def set_state(self, state: RegistryState, detail: str = "") -> None:
-        """Change the state; a change is logged once, however often it is repeated."""
+        """Change the state; a change is logged once, however often it is repeated.
+
+        So is each reason why nothing could be read yet.
+        """
+        waits = state is RegistryState.STARTING and detail != self._detail
         if state != self._state:
             self._since_unix_s = self._wall_clock()
+        if state != self._state or waits:
             log = _log.info if state is RegistryState.SYNCED else _log.warning
             log("registry state", registry=self._kind, state=state.value, detail=detail)
         self._state, self._detail = state, detail

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from proxy.registry.view import ServiceView, restored
 
 FORMAT = 1
 MAX_BYTES = 64 * 1024 * 1024
+
+_TEMPORARY = ".new"
 
 
 class LastKnownError(Exception):
@@ -84,8 +87,12 @@ def _texts(value: Any) -> list[str]:
 
 
 def _replace(path: Path, data: bytes) -> None:
+    prefix = f".{path.name}."
+    # One agent writes here: what an earlier save left, it left because it was killed.
+    for leftover in path.parent.glob(f"{escape(prefix)}*{_TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
     # mkstemp makes the file with mode 0600.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=_TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

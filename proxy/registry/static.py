@@ -52,6 +52,7 @@ class StaticRegistry:
         self._board = Board("static", wall_clock)
         self._applied: _Fingerprint | None = None
         self._seen: _Fingerprint | None = None
+        self._was_usable = False
 
     @property
     def table(self) -> ServiceTable:
@@ -103,8 +104,10 @@ class StaticRegistry:
             if not services and self.table.uris:
                 raise RegistryError(f"{self._path}: no [[service]]; to empty one: instances = []")
         except RegistryError as error:
-            self._board.set_state(RegistryState.DEGRADED, f"last good table kept: {error}")
+            meanwhile = "last good table kept" if self._was_usable else "no services yet"
+            self._board.set_state(RegistryState.DEGRADED, f"{meanwhile}: {error}")
             return
+        self._was_usable = True
         table = ServiceTable.build(services)
         if table != self.table:
             self._board.publish(table)

@@ -16,6 +16,8 @@ from installer.config import MAX_FILE_BYTES, Config, ConfigError, default_toml, 
 from installer.config_sections import Agent
 from installer.destination import Destination
 
+_NOT_SHOWN = ", saw a URL (not shown: it may hold a password)"
+
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
@@ -189,6 +191,18 @@ def test_example_with_its_commented_keys_loads(config_file: Path) -> None:
         (
             '[registry]\nkind = "redis"',
             'registry.url: expected a value, as registry.kind is "redis"',
+        ),
+        *(
+            (
+                f'[registry]\nurl = "{url}"',
+                f"registry.url: expected a registry URL: {why}{_NOT_SHOWN}",
+            )
+            for url, why in (
+                ("redis://h/abc", "expected a database number after the host"),
+                ("redis://h/0?ssl_cert_reqs=none", "options after ? or # are not supported"),
+                ("redis://h#x", "options after ? or # are not supported"),
+                ("redis:///0", "expected redis://, rediss:// or unix:// and a host"),
+            )
         ),
         (
             '[registry]\nkind = "etcd"',

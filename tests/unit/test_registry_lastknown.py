@@ -67,6 +67,14 @@ def test_a_failed_save_leaves_the_old_copy(tmp_path: Path, monkeypatch: pytest.M
     assert os.listdir(tmp_path) == ["services.json"]
 
 
+def test_what_a_killed_save_left_is_swept_by_the_next_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "services.json"
+    (tmp_path / ".services.json.abc123.new").write_text("half")
+    (tmp_path / ".services.json.swp").write_text("an editor's")
+    save(path, {KEY: VIEW})
+    assert sorted(os.listdir(tmp_path)) == [".services.json.swp", "services.json"]
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(LastKnownError, match="nowhere"):
         save(tmp_path / "nowhere" / "services.json", {})
