@@ -100,6 +100,7 @@ class Admin:
                     "total": metrics.requests,
                     "ok": metrics.ok,
                     "failed": metrics.failed,
+                    "transport_errors": metrics.transport_errors,
                     "retried": metrics.retried,
                     "in_flight": metrics.in_flight,
                 },

@@ -208,7 +208,8 @@ async def _first_table(registry: Registry) -> None:
                 except TimeoutError:
                     continue
     except TimeoutError:
-        log.warning("registry is silent", state=registry.status().state.value)
+        status = registry.status()
+        log.warning("registry is silent", state=status.state.value, detail=status.detail)
     finally:
         unsubscribe()
 

@@ -24,6 +24,14 @@ def holder(runtime_dir: Path) -> int | None:
     return pid if pid and _has_open(pid, path) else None
 
 
+def outlived_its_pins(pid: int) -> tuple[str, str]:
+    """What to say of an agent that runs where nothing is installed, and what to do about it."""
+    return (
+        f"process {pid} still runs but was uninstalled",
+        f"stop it (kill {pid}, or its unit), then moactl agent run",
+    )
+
+
 def _has_open(pid: int, path: Path) -> bool:
     with suppress(FileNotFoundError, ProcessLookupError):
         wanted = path.stat()

@@ -6,6 +6,7 @@ names the file, the key, what was expected and what was seen.
 
 from __future__ import annotations
 
+import stat
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -28,7 +29,15 @@ from installer.config_sections import (
     Section,
 )
 
-__all__ = ["DEFAULT_PATH", "MAX_FILE_BYTES", "Config", "ConfigError", "default_toml", "load"]
+__all__ = [
+    "DEFAULT_PATH",
+    "MAX_FILE_BYTES",
+    "Config",
+    "ConfigError",
+    "default_toml",
+    "exposed_password",
+    "load",
+]
 
 DEFAULT_PATH = Path("/etc/moa/agent.toml")
 
@@ -73,6 +82,23 @@ def load(path: Path) -> Config:
     except ValidationError as error:
         # Not chained: the cause carries the values, and one of them may be a password.
         raise ConfigError(problem_lines(error, Config, str(path))) from None
+
+
+def exposed_password(config: Config, path: Path | None) -> str | None:
+    """A sentence when users besides the owner's group can read a password in the file at `path`.
+
+    None when they cannot, or when there is neither password nor file.
+    """
+    url = config.registry.url
+    if path is None or url is None or "@" not in url.get_secret_value():
+        return None
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    if not mode & stat.S_IROTH:
+        return None
+    return f"{path}: registry.url may hold a password, and mode {mode & 0o777:04o} lets all read it"
 
 
 def default_toml() -> str:

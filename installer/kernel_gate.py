@@ -38,6 +38,7 @@ class KernelGate:
         self._local_hosts: frozenset[str] = frozenset()
         self._in_ports: frozenset[int] = frozenset(config.inbound.ports)
         self._refused_scopes: set[str] = set()
+        self._taken_out: set[str] = set()
         self._told_of_removal = False
 
     @property
@@ -130,11 +131,13 @@ class KernelGate:
 
     def _attach_configured(self) -> None:
         present = {scope.cgroup for scope in self._node.scopes()}
+        self._taken_out -= present
         for name in self._config.scope.cgroups:
             scope = Cgroup.of(name)
             if scope.name in present | self._refused_scopes or not scope.exists():
                 continue
             if self._node.was_taken_out(scope):
+                self._tell_taken_out(scope.name)
                 continue
             try:
                 self._node.add_scope(scope, lock_timeout_s=0)
@@ -144,6 +147,13 @@ class KernelGate:
                 log.error("scope refused", cgroup=scope.name, error=str(e))
             except NotInstalled:
                 return
+
+    def _tell_taken_out(self, name: str) -> None:
+        """Once, and again only when it was back in between."""
+        if name not in self._taken_out:
+            self._taken_out.add(name)
+            hint = f"moactl mesh on --cgroup {name} puts it back"
+            log.warning("scope left out: an operator took it out", cgroup=name, hint=hint)
 
     def _is_ours(self) -> bool:
         try:

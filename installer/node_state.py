@@ -10,7 +10,7 @@ from installer.bypass import Bypassing, DestinationIndex, Intercepted
 from interceptor import cgroup
 from interceptor.abi import Cfg, CfgFlag
 from interceptor.cgroup import Cgroup
-from interceptor.errors import InterceptorError
+from interceptor.errors import Incomplete
 from interceptor.maps import Maps
 from interceptor.node import Node, Scope
 
@@ -45,6 +45,8 @@ class Installed:
     included: int
     excluded: int
     scopes: tuple[Scope, ...]
+    taken_out: tuple[str, ...]
+    """Cgroups that an operator took out of the mesh: a configuration does not bring them back."""
     counters: dict[str, int]
     bypassing: tuple[Bypassing, ...] = field(default=())
 
@@ -57,7 +59,7 @@ class Installed:
 def read(node: Node) -> Installed | None:
     """The node's state now; None when nothing is installed. Needs root.
 
-    Raises InterceptorError, also when what is pinned is only half of an installation.
+    Raises InterceptorError; `Incomplete` when what is pinned is half of an installation.
     """
     if not node.is_installed():
         return None
@@ -65,10 +67,7 @@ def read(node: Node) -> Installed | None:
         with node.maps() as maps:
             return _read(node, maps)
     except (KeyError, FileNotFoundError) as error:
-        raise InterceptorError(
-            f"{node.tree.current}: is incomplete, {error} is missing; "
-            "moactl uninstall removes it, moactl agent run makes it anew"
-        ) from error
+        raise Incomplete(f"{node.tree.current}: is incomplete, {error} is missing") from error
 
 
 def _read(node: Node, maps: Maps) -> Installed:
@@ -92,6 +91,7 @@ def _read(node: Node, maps: Maps) -> Installed:
         included=len(include),
         excluded=len(exclude),
         scopes=scopes,
+        taken_out=tuple(node.taken_out()),
         counters={reason.name.lower(): count for reason, count in maps.counters().items()},
         bypassing=bypass.find([s.cgroup for s in scopes if s.state == "attached"], intercepted),
     )

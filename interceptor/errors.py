@@ -32,6 +32,10 @@ class NotInstalled(InterceptorError):
     """The node has no pins of ours."""
 
 
+class Incomplete(InterceptorError):
+    """What is pinned is half of an installation, or has another layout: it must be removed."""
+
+
 class Busy(InterceptorError):
     """Another process holds the node's lock, or another agent serves."""
 

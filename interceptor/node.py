@@ -83,9 +83,7 @@ class Node:
     def maps(self) -> Maps:
         """The pinned maps; the caller closes them. Raises `NotInstalled`."""
         if not self.is_installed():
-            raise NotInstalled(
-                f"{self.tree.current}: nothing is installed; start the agent (moactl agent run)"
-            )
+            raise NotInstalled(f"{self.tree.current}: nothing is installed")
         return Maps(self.tree.maps)
 
     @contextmanager
@@ -224,22 +222,28 @@ class Node:
         links.detach_all(self.tree.scope(scope.name))
         self._set_shadow(maps, scope, shadow=False)
 
-    def remove_scope(self, scope: Cgroup) -> bool:
+    def remove_scope(self, scope: Cgroup, *, configured: bool = False) -> bool:
         """Stop looking at a cgroup; False when it was not in the mesh.
 
-        It stays out, whatever an agent's configuration says, until it is added by name.
+        One that was, or that an agent's configuration names (`configured`), stays out, whatever
+        a configuration says, until it is added by name.
         """
         with self._changing() as maps:
-            make_directory(self.tree.taken_out / escaped(scope.name))
-            directory = self.tree.scope(scope.name)
-            if not directory.is_dir():
-                return False
-            self._detach_scope(maps, scope)
-            return True
+            was_in = self.tree.scope(scope.name).is_dir()
+            if was_in or configured:
+                make_directory(self.tree.taken_out / escaped(scope.name))
+            if was_in:
+                self._detach_scope(maps, scope)
+            return was_in
 
     def was_taken_out(self, scope: Cgroup) -> bool:
         """Whether an operator took this cgroup out of the mesh and nobody put it back."""
         return (self.tree.taken_out / escaped(scope.name)).is_dir()
+
+    def taken_out(self) -> list[str]:
+        """Names of the cgroups that an operator took out of the mesh and nobody put back."""
+        marks = self.tree.taken_out
+        return sorted(map(bpffs.cgroup_name, marks.iterdir())) if marks.is_dir() else []
 
     def reconcile(self, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> list[str]:
         """Attach scopes whose cgroup was removed and made anew; returns their names.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from interceptor import libbpf
 from interceptor.bpffs import PinTree, make_directory, remove_tree
-from interceptor.errors import InterceptorError
+from interceptor.errors import Incomplete, InterceptorError
 from interceptor.libbpf import Object
 from interceptor.links import ALL_HOOKS, Hook
 from interceptor.probe import Features
@@ -60,7 +60,7 @@ def install(tree: PinTree, features: Features, object_path: Path = OBJECT_PATH) 
                 obj.load()
             return Loaded(fresh=False, changed=_repin_programs(tree, obj.program_fds()))
         if tree.exists():
-            raise InterceptorError(
+            raise Incomplete(
                 f"{tree.current}: is incomplete or of another layout; remove it with "
                 "`moactl uninstall` and try again"
             )

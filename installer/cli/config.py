@@ -13,7 +13,7 @@ from pydantic import BaseModel, SecretStr
 from installer.cli.failure import note
 from installer.cli.output import emit
 from installer.cli.session import DEFAULT_CONFIG, Session, pass_session, shared_options
-from installer.config import ConfigError, default_toml, load
+from installer.config import ConfigError, default_toml, exposed_password, load
 
 
 @click.group()
@@ -31,12 +31,20 @@ def check(ctx: click.Context, session: Session, file: Path | None) -> None:
     """Check FILE, or the configuration that counts; exit 1 when it cannot be used."""
     path = file or session.config_file
     problems: tuple[str, ...] = ()
+    exposed = None
     try:
         if path is not None:
-            load(path)
+            exposed = exposed_password(load(path), path)
     except ConfigError as error:
         problems = error.problems
-    data = {"file": str(path) if path else None, "valid": not problems, "problems": problems}
+    data = {
+        "file": str(path) if path else None,
+        "valid": not problems,
+        "problems": problems,
+        "warnings": [exposed] if exposed else [],
+    }
+    if exposed and not session.as_json:
+        note(f"{exposed} (chmod 600 {path})")
     if session.as_json or not problems:
         verdict = f"{path}: valid" if path else f"{DEFAULT_CONFIG}: none, the defaults count"
         emit(session, "config.check/1", data, verdict)
@@ -88,8 +96,7 @@ def _without_secrets(url: str) -> str:
     """A URL with everything left out that may hold a password."""
     parts = urlsplit(url)
     at = "***@" if "@" in parts.netloc else ""
-    options = "?***" if parts.query or parts.fragment else ""
-    return f"{parts.scheme}://{at}{parts.netloc.rpartition('@')[2]}{parts.path}{options}"
+    return f"{parts.scheme}://{at}{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _toml(sections: dict[str, Any]) -> str:

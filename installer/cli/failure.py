@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from installer.client import AgentError
-from interceptor.errors import Busy, InterceptorError, NotInstalled, Refused
+from interceptor.errors import Busy, Incomplete, InterceptorError, NotInstalled, Refused
 
 
 class Failure(click.ClickException):
@@ -47,6 +47,8 @@ def told_plainly() -> Iterator[None]:
 def _next_step(error: InterceptorError) -> str:
     if isinstance(error, NotInstalled):
         return "moactl agent run"
+    if isinstance(error, Incomplete):
+        return "moactl uninstall, then moactl agent run"
     if isinstance(error, Busy):
         return "try again; moactl status"
     if isinstance(error, Refused):

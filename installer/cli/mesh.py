@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 import click
 
-from installer import node_state
+from installer import agent_lock, node_state
 from installer.cli.failure import Failure, note
 from installer.cli.output import emit
 from installer.cli.session import Session, pass_session, shared_options
@@ -50,13 +50,13 @@ def on(session: Session, cgroup: str | None, shadow: bool, force: bool) -> None:
     if force and cgroup is None:
         raise click.UsageError("--force goes with --cgroup")
     node = session.node()
-    before = _installed(node)
+    before = _installed(session, node)
     change = _Change(enabled=True, shadow=before.shadow)
     if cgroup is not None:
         _add_scope(node, before, Cgroup.of(cgroup), shadow, force, change)
     if cgroup is None or not before.enabled:
         _switch_on(node, before, before.shadow if cgroup is not None else shadow, change)
-    _warn_if_idle(node, change)
+    _warn_if_idle(_installed(session, node), change)
     _tell(session, "mesh.on/1", change)
 
 
@@ -81,11 +81,17 @@ def off(session: Session, cgroup: str | None) -> None:
     _tell(session, "mesh.off/1", change)
 
 
-def _installed(node: Node) -> Installed:
+def _installed(session: Session, node: Node) -> Installed:
     state = node_state.read(node)
-    if state is None:
-        raise Failure(f"{node.tree.current}: nothing is installed", "moactl agent run")
-    return state
+    if state is not None:
+        return state
+    text, todo = f"{node.tree.current}: nothing is installed", "moactl agent run"
+    config = session.config()
+    # Of an agent with other pins the lock says nothing.
+    if node.tree.root == config.bpf.root and (pid := agent_lock.holder(config.agent.runtime_dir)):
+        what, todo = agent_lock.outlived_its_pins(pid)
+        text = f"{text}; {what}"
+    raise Failure(text, todo)
 
 
 def _add_scope(
@@ -117,18 +123,18 @@ def _switch_on(node: Node, before: Installed, shadow: bool, change: _Change) -> 
 
 def _remove_scope(session: Session, node: Node, scope: Cgroup, change: _Change) -> None:
     change.cgroup = scope.name
-    change.changed = node.remove_scope(scope)
+    configured = scope.name in session.config().scope.cgroups
+    change.changed = node.remove_scope(scope, configured=configured)
     verb = "is out of the mesh now" if change.changed else "was not in the mesh"
     change.done.append(f"cgroup {scope.name} {verb}")
-    if scope.name in session.config().scope.cgroups:
+    if configured:
         change.notes.append(
             f"scope.cgroups in {session.config_file} names {scope.name}; it stays out all the "
             f"same until `moactl mesh on --cgroup {scope.name}`"
         )
 
 
-def _warn_if_idle(node: Node, change: _Change) -> None:
-    after = _installed(node)
+def _warn_if_idle(after: Installed, change: _Change) -> None:
     if not after.serves:
         change.notes.append(
             "no live agent serves: connections go straight until one does (moactl agent run)"

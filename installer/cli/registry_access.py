@@ -14,7 +14,7 @@ from installer.cli.failure import Failure
 from installer.config import Config
 from proxy.core.model import Address, Instance, ServiceKey
 from proxy.registry import reader, static
-from proxy.registry.base import RegistryError
+from proxy.registry.base import ReadOnlyRegistry, RegistryError
 from proxy.registry.endpoint import RedisEndpoint
 from proxy.registry.redis import RedisRegistry, RedisTimes
 from proxy.registry.static import StaticRegistry
@@ -112,6 +112,8 @@ def _wait(config: Config, work: Awaitable[_Value]) -> _Value:
     except (RedisError, OSError) as error:
         text = f"registry {source_of(config)}: {str(error) or type(error).__name__}"
         raise Failure(text, "moactl doctor registry") from error
+    except ReadOnlyRegistry as error:
+        raise Failure(str(error), f"edit {source_of(config)}") from error
     except RegistryError as error:
         raise _failure(error) from error
 

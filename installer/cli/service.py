@@ -141,11 +141,22 @@ def _services(session: Session) -> tuple[str, list[dict[str, Any]]]:
     """Where from, and the services as in the agent's `/v1/services`, in the order of names."""
     try:
         source, services = "agent", session.client().services().get("services", [])
+        if not services and not session.as_json:
+            _say_why_none(session.client().registry())
     except AgentNotRunning as error:
         if not session.as_json:
             note(f"{error}; this is from the registry itself, without health")
         source, services = "registry", _from_registry(session)
     return source, sorted(services, key=lambda s: (s["uri"], s["group"]))
+
+
+def _say_why_none(registry: dict[str, Any]) -> None:
+    """No services may also mean that nobody could read them."""
+    if registry.get("state") != "SYNCED":
+        note(
+            f"the agent could not read its registry: {registry.get('state')}, "
+            f"{registry.get('detail')} (moactl doctor registry)"
+        )
 
 
 def _from_registry(session: Session) -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ def _node_blocks(state: Installed | None, root: str) -> list[Block]:
             ("ports", f"outbound {state.outbound_port}, inbound {state.inbound_port}"),
             ("service ports", state.in_ports),
             ("destinations", f"{state.included} included, {state.excluded} excluded"),
+            ("cgroups taken out", state.taken_out),
             ("agent cgroup", state.agent_cgroup),
             ("agent processes", state.agent_pids),
         ]

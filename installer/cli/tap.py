@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import FrameType
 
 import click
 
@@ -21,7 +22,7 @@ from interceptor.bpffs import locked
 from interceptor.events import Decision, EventStream
 from interceptor.node import Node
 
-_WAKE_S = 1.0
+_WAKE_S = 0.2
 
 
 @dataclass(slots=True)
@@ -29,11 +30,16 @@ class _Printer:
     as_json: bool
     wanted: int | None
     printed: int = 0
+    stopped: bool = False
     cgroups: dict[int, str | None] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
-        return self.wanted is not None and self.printed >= self.wanted
+        return self.stopped or (self.wanted is not None and self.printed >= self.wanted)
+
+    def stop(self, _signal: int, _frame: FrameType | None) -> None:
+        """A signal asked for the end; the loop sees it when it wakes next."""
+        self.stopped = True
 
     def print(self, decision: Decision) -> None:
         if self.done:
@@ -77,8 +83,10 @@ def tap(session: Session, count: int | None) -> None:
     was sent. Ends with Ctrl-C. One reader at a time sees all decisions.
     """
     printer = _Printer(session.as_json, count)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), _stream(session.node(), printer) as stream:
+    # No KeyboardInterrupt: one that comes within libbpf's callback into us would be lost.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, printer.stop)
+    with _stream(session.node(), printer) as stream:
         while not printer.done:
             ready, _, _ = select.select([stream], [], [], _WAKE_S)
             if ready:

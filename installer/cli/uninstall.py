@@ -20,6 +20,14 @@ from interceptor.errors import InterceptorError
 from interceptor.node import Node
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """Agents of the node that is uninstalled, and the holder of the lock if it has other pins."""
+
+    own: list[int]
+    stranger: int | None
+
+
 @dataclass(slots=True)
 class _Report:
     removed: list[str] = field(default_factory=list)
@@ -42,11 +50,16 @@ def uninstall(session: Session, yes: bool) -> None:
     node = Node(session.root or config.bpf.root)
     if not yes:
         _ask(node)
-    report = _Report(agent_pids=_running_agents(node, config))
+    running = _running_agents(node, config)
+    report = _Report(agent_pids=running.own)
     removal = node.uninstall()
     report.removed += removal.removed
     report.left += removal.left
-    if not report.agent_pids:
+    if running.stranger:
+        report.left.append(
+            f"{config.agent.runtime_dir}, of the agent with other pins (process {running.stranger})"
+        )
+    elif not running.own:
         _remove_files(config, report)
         _name_empty_cgroup(config, report)
     _say_what_stays(session, report)
@@ -72,14 +85,18 @@ def _ask(node: Node) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def _running_agents(node: Node, config: Config) -> list[int]:
+def _running_agents(node: Node, config: Config) -> _Running:
     """Whoever holds the agent's lock or is in its cgroup; asked before the pins go."""
-    holder = agent_lock.holder(config.agent.runtime_dir)
-    pids = {holder} if holder else set()
+    own: set[int] = set()
     with suppress(InterceptorError):  # half of an installation names nobody
         state = node_state.read(node)
-        pids.update(state.agent_pids if state else ())
-    return sorted(pids)
+        own.update(state.agent_pids if state else ())
+    holder = agent_lock.holder(config.agent.runtime_dir)
+    # With --root these may be the pins of another agent than the configured one.
+    if holder and (holder in own or node.tree.root == config.bpf.root):
+        own.add(holder)
+        holder = None
+    return _Running(sorted(own), holder)
 
 
 def _remove_files(config: Config, report: _Report) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from redis.exceptions import RedisError
 
+from installer import agent_lock
 from installer.client import AgentError
 from installer.doctor.check import Check, Result, Severity, fail, ok, skip, warn
 from installer.doctor.probes import REGISTRY_DEADLINE_S, Probes
 from installer.node_state import Installed
-from interceptor.errors import InterceptorError
+from interceptor.errors import Incomplete, InterceptorError
 from proxy.registry.base import RegistryError
+from proxy.registry.endpoint import RedisEndpoint
+
+_REMOVE = "moactl uninstall, then moactl agent run"
 
 
 def _config(probes: Probes) -> Result:
     if probes.config_problems:
         return fail("; ".join(probes.config_problems), "correct it; see moactl config example")
+    if exposed := probes.exposed_password():
+        return warn(exposed, f"chmod 600 {probes.config_file}")
     if probes.config_file is None:
         return ok("none: the built-in defaults count")
     return ok(f"{probes.config_file} is valid")
@@ -27,11 +33,13 @@ def _registry(probes: Probes) -> Result:
     try:
         return ok(probes.registry())
     except TimeoutError:
-        seen = f"no answer within {REGISTRY_DEADLINE_S:g} s"
-        return fail(seen, "check registry.url and the Redis")
+        why = f"no answer within {REGISTRY_DEADLINE_S:g} s"
     except (RegistryError, RedisError, OSError) as error:
-        key = "registry.file" if config.kind == "static" else "registry.url and the Redis"
-        return fail(str(error) or type(error).__name__, f"check {key}")
+        why = str(error) or type(error).__name__
+    if config.kind == "static" or config.url is None:
+        return fail(why, "check registry.file")  # whose name is in every text
+    endpoint = RedisEndpoint.parse(config.url.get_secret_value())
+    return fail(f"{endpoint}: {why}", "check registry.url and the Redis")
 
 
 def _ports(probes: Probes) -> Result:
@@ -77,8 +85,10 @@ def _stale_pins(probes: Probes) -> Result:
     root = probes.tree.root
     try:
         state = probes.installed()
+    except Incomplete as error:
+        return fail(str(error), _REMOVE)
     except InterceptorError as error:
-        return fail(str(error), "moactl agent run, or moactl uninstall")
+        return skip(f"cannot be told: {error}")
     if state is None:
         if root.is_dir():
             return warn(f"{root} is there and empty", "moactl uninstall")
@@ -103,6 +113,11 @@ def _scopes(probes: Probes) -> Result:
             "a running agent attaches it again when it is back; for good: "
             f"moactl mesh off --cgroup {lost[0]}",
         )
+    if taken_out := sorted(set(missing) & set(state.taken_out)):
+        return warn(
+            f"scope.cgroups names {', '.join(taken_out)}, taken out of the mesh by an operator",
+            f"nothing if that is still meant; moactl mesh on --cgroup {taken_out[0]} puts it back",
+        )
     if missing:
         return warn(
             f"scope.cgroups names {', '.join(missing)}, which is not in the mesh",
@@ -116,9 +131,17 @@ def _scopes(probes: Probes) -> Result:
 def _installed(probes: Probes) -> Installed | Result:
     try:
         state = probes.installed()
+    except Incomplete as error:
+        return fail(str(error), _REMOVE)
     except InterceptorError as error:
         return skip(f"cannot be told: {error}")
-    return state or fail("nothing is installed", "moactl agent run")
+    if state is not None:
+        return state
+    # Of an agent with other pins the lock says nothing.
+    if probes.tree.root == probes.config.bpf.root and (pid := probes.agent_pid()):
+        what, todo = agent_lock.outlived_its_pins(pid)
+        return fail(f"nothing is installed; {what}", todo)
+    return fail("nothing is installed", "moactl agent run")
 
 
 CHECKS = (

@@ -17,7 +17,7 @@ from typing import Any
 
 from installer import agent_lock, node_state, tcp_table
 from installer.client import AgentClient
-from installer.config import Config
+from installer.config import Config, exposed_password
 from installer.doctor import foreign
 from installer.doctor.foreign import Foreign
 from installer.node_state import Installed
@@ -49,6 +49,8 @@ class Probes:
     """The built-in defaults when `config_problems` is not empty."""
     config_file: Path | None
     config_problems: tuple[str, ...]
+    exposed_password: Callable[[], str | None]
+    """What is wrong with the file's mode, when others can read a password in it."""
     tree: PinTree
     mounts: Callable[[], str]
     """The text of /proc/mounts."""
@@ -85,6 +87,7 @@ def of_this_machine(
         config=config,
         config_file=config_file,
         config_problems=config_problems,
+        exposed_password=partial(exposed_password, config, config_file),
         tree=node.tree,
         mounts=Path("/proc/mounts").read_text,
         bpffs_at=mounted_at,

@@ -223,7 +223,8 @@ class Exchange:
             self._on_unavailable(Unavailable(why, is_refused=True))
             return
         ec = parse_ec(body)
-        if ec is not None and is_transport_failure(ec):
+        is_failure = ec is not None and is_transport_failure(ec)
+        if is_failure:
             forwarder.health.record_failure(address, now_s)
             self._counts.transport_failures += 1
         else:
@@ -231,7 +232,10 @@ class Exchange:
         # First: the client's next request, which the reply may set off, can use it again.
         pool.release(upstream)
         if not self._done:
-            forwarder.metrics.ok += 1
+            if is_failure:
+                forwarder.metrics.transport_errors += 1
+            else:
+                forwarder.metrics.ok += 1
             self._end(reply.raw)
 
     def _on_loss(self, why: str) -> None:

@@ -30,6 +30,7 @@ class Metrics:
     requests: int = 0
     ok: int = 0
     failed: int = 0
+    transport_errors: int = 0
     retried: int = 0
     in_flight: int = 0
     timeouts: int = 0
@@ -55,7 +56,8 @@ class Metrics:
 
 _COUNTERS = {
     "requests": "MOA requests routed to a service",
-    "ok": "routed requests that an instance answered",
+    "ok": "routed requests that an instance answered, transport_errors apart",
+    "transport_errors": "routed requests that an instance answered with ec 303, 304 or 504",
     "failed": "routed requests that the agent answered with an error",
     "retried": "attempts on another instance",
     "timeouts": "routed requests whose deadline passed",

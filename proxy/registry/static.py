@@ -86,9 +86,7 @@ class StaticRegistry:
         """Does nothing: a file does not forget."""
 
     def _read_only(self, what: str) -> ReadOnlyRegistry:
-        return ReadOnlyRegistry(
-            f"{what}: the static registry is not written by us; edit {self._path}"
-        )
+        return ReadOnlyRegistry(f"{what}: {self._path} is a file that we do not write")
 
     async def _poll(self) -> None:
         seen = await asyncio.to_thread(_fingerprint, self._path)

@@ -43,5 +43,6 @@ def test_what_an_operator_took_out_stays_out_also_with_the_next_agent(agent: Age
     agent.process.stop()
     restart_agent(agent)
     assert scopes(agent) == []
+    agent.process.wait_line("an operator took it out")
     node.add_scope(agent.node.services)
     assert [s.state for s in scopes(agent)] == ["attached"]

@@ -163,7 +163,8 @@ def test_half_of_an_installation(mesh: Mesh) -> None:
     (mesh.node.root / "v1" / "maps" / "heartbeat").unlink()
     found = results(probes_of(mesh.node), "stale-pins", "agent", "scopes")
     assert "is incomplete" in found["stale-pins"].seen
-    assert found["agent"].status is Status.SKIP
+    assert found["agent"].status is Status.FAIL
+    assert found["agent"].todo.startswith("moactl uninstall")
     assert mesh.kernel.uninstall().removed
 
 

@@ -298,3 +298,11 @@ def test_a_scope_that_was_taken_out_says_so_until_it_is_added(meshed: Mesh) -> N
     assert meshed.kernel.was_taken_out(meshed.node.services)
     meshed.kernel.add_scope(meshed.node.services)
     assert not meshed.kernel.was_taken_out(meshed.node.services)
+
+
+def test_a_scope_that_was_never_in_is_taken_out_only_when_it_is_configured(meshed: Mesh) -> None:
+    never = Cgroup(f"{meshed.node.services.name}-never")
+    assert meshed.kernel.remove_scope(never) is False
+    assert meshed.kernel.taken_out() == []
+    assert meshed.kernel.remove_scope(never, configured=True) is False
+    assert meshed.kernel.taken_out() == [never.name]

@@ -8,7 +8,7 @@ from typing import Any
 
 from installer.client import AgentError
 from installer.config import Config
-from installer.config_sections import Registry
+from installer.config_sections import Bpf, Registry
 from installer.doctor.probes import Listener, Probes
 from installer.node_state import Heartbeat, Installed
 from interceptor.bpffs import PinTree
@@ -26,6 +26,9 @@ MAPS = tuple(Support(name, works=True) for name in ("lpm_trie", "sockmap", "ring
 
 
 UNIFIED = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\nbpf /sys/fs/bpf bpf rw 0 0\n"
+
+
+ROOT = Path("/sys/fs/bpf/moa-of-no-test")
 
 
 AGENT_PID = 4711
@@ -48,6 +51,7 @@ STATE = Installed(
     included=1,
     excluded=0,
     scopes=(PinnedScope("/app.slice", "attached", False, ("connect4",)),),
+    taken_out=(),
     counters={},
 )
 
@@ -64,12 +68,13 @@ def raising(error: Exception) -> Callable[..., Any]:
 def healthy_machine(directory: Path) -> Probes:
     """A machine on which everything is well."""
     (directory / "services.toml").touch()
-    config = Config(registry=Registry(file=directory / "services.toml"))
+    config = Config(bpf=Bpf(root=ROOT), registry=Registry(file=directory / "services.toml"))
     return Probes(
         config=config,
         config_file=None,
         config_problems=(),
-        tree=PinTree(Path("/sys/fs/bpf/moa-of-no-test")),
+        exposed_password=lambda: None,
+        tree=PinTree(ROOT),
         mounts=lambda: UNIFIED,
         bpffs_at=lambda _: Path("/sys/fs/bpf"),
         capabilities=lambda: ALL_CAPABILITIES,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from installer.agent_lock import LOCK_NAME
 from installer.cli import output
 from installer.cli.main import COMMANDS, root
 from installer.cli.session import DEFAULT_CONFIG
 from installer.config import DEFAULT_PATH
+from interceptor.errors import Busy
 from tests.support.cli import as_json, commands, moactl, write_config
 from tests.support.documented import assert_as_documented
 
@@ -121,7 +125,40 @@ def test_nothing_installed(config: Path) -> None:
     off = as_json("-c", config, "mesh", "off")
     assert_as_documented("mesh off", off)
     assert off["changed"] is False
-    assert moactl("-c", config, "tap").exit_code == 1
+    tap = moactl("-c", config, "tap")
+    assert tap.exit_code == 1
+    assert tap.stderr.count("moactl agent run") == 1
+
+
+@pytest.fixture
+def running_agent(config: Path, tmp_path: Path) -> Iterator[int]:
+    """A process, this one, that holds the agent's lock."""
+    with (tmp_path / "run" / LOCK_NAME).open("w") as lock:
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield os.getpid()
+
+
+def test_agent_that_was_uninstalled_under_its_feet_is_named(
+    running_agent: int, config: Path, tmp_path: Path
+) -> None:
+    on = moactl("-c", config, "mesh", "on")
+    assert f"process {running_agent} still runs but was uninstalled" in on.stderr
+    assert "next: stop it" in on.stderr
+    other = moactl("-c", config, "--root", tmp_path / "other", "mesh", "on")
+    assert "next: moactl agent run" in other.stderr
+
+
+def test_second_agent_is_told_of_the_first(
+    running_agent: int, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise Busy("lock: an agent runs already")
+
+    monkeypatch.setattr("installer.agent.run", busy)
+    result = moactl("-c", config, "agent", "run")
+    assert result.exit_code == 1
+    assert f"next: moactl status; kill {running_agent}" in result.stderr
 
 
 def test_looking_at_a_node_makes_nothing(config: Path, tmp_path: Path) -> None:

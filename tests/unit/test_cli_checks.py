@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from installer.config import Config
 from installer.config_sections import Registry, Scope
@@ -18,7 +19,7 @@ from installer.doctor.foreign import Foreign
 from installer.doctor.probes import Listener, Probes
 from installer.node_state import Heartbeat
 from interceptor.bpffs import PinTree
-from interceptor.errors import InterceptorError
+from interceptor.errors import Incomplete, InterceptorError
 from interceptor.libbpf import AttachType
 from interceptor.node import Scope as PinnedScope
 from interceptor.probe import Features, Support
@@ -154,10 +155,16 @@ V1 = "cgroup /sys/fs/cgroup/net_cls cgroup rw,net_cls,net_prio 0 0\n" + UNIFIED
             "unknown process",
         ),
         ("ports", {"listeners": list}, "ok", "free"),
-        ("agent", {"installed": lambda: None}, "fail", "nothing is installed"),
+        (
+            "agent",
+            {"installed": lambda: None, "agent_pid": lambda: None},
+            "fail",
+            "nothing is installed",
+        ),
+        ("agent", {"installed": raising(Incomplete("half"))}, "fail", "half"),
         ("agent", {"agent_status": raising(NOBODY)}, "warn", "its control socket does not"),
         ("agent", {"installed": lambda: replace(STATE, listeners=())}, "fail", "no listener"),
-        ("stale-pins", {"installed": raising(InterceptorError("half"))}, "warn", "half"),
+        ("stale-pins", {"installed": raising(Incomplete("half"))}, "warn", "half"),
         ("stale-pins", {"installed": lambda: None}, "ok", "none"),
         ("scopes", {"installed": lambda: replace(STATE, scopes=())}, "warn", "no cgroup"),
         ("scopes", {"installed": lambda: None}, "warn", "nothing is installed"),
@@ -171,6 +178,7 @@ V1 = "cgroup /sys/fs/cgroup/net_cls cgroup rw,net_cls,net_prio 0 0\n" + UNIFIED
             "warn",
             "lost: /app.slice",
         ),
+        ("config", {"exposed_password": lambda: "f: mode 0644"}, "warn", "mode 0644"),
         ("scopes", {"config": Config(scope=Scope(cgroups=("/x",)))}, "warn", "names /x"),
     ],
 )
@@ -205,6 +213,43 @@ def test_missing_registry_file_is_a_warning(healthy: Probes, tmp_path: Path) -> 
     config = Config(registry=Registry(file=tmp_path / "none.toml"))
     status, seen, _ = result_of("registry", replace(healthy, config=config))
     assert (status, "does not exist" in seen) == ("warn", True)
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), RegistryError("refused"), OSError("gone")])
+def test_registry_that_fails_is_named_without_its_password(
+    healthy: Probes, error: Exception
+) -> None:
+    url = SecretStr("redis://u:s3cret@10.0.0.7:6380/2")
+    config = Config(registry=Registry(kind="redis", url=url))
+    probes = replace(healthy, config=config, registry=raising(error))
+    status, seen, _ = result_of("registry", probes)
+    assert (status, seen.startswith("redis://10.0.0.7:6380/2: ")) == ("fail", True), seen
+
+
+@pytest.mark.parametrize("identity", ["agent", "stale-pins"])
+def test_half_of_an_installation_is_to_be_removed_first(healthy: Probes, identity: str) -> None:
+    probes = replace(healthy, installed=raising(Incomplete("half")))
+    assert result_of(identity, probes)[2].startswith("moactl uninstall")
+
+
+def test_agent_that_was_uninstalled_under_its_feet_must_stop_first(healthy: Probes) -> None:
+    _, seen, todo = result_of("agent", replace(healthy, installed=lambda: None))
+    assert f"process {AGENT_PID} still runs but was uninstalled" in seen
+    assert todo.startswith("stop it")
+    elsewhere = PinTree(Path("/sys/fs/bpf/moa-of-another"))
+    probes = replace(healthy, installed=lambda: None, tree=elsewhere)
+    assert result_of("agent", probes)[1:] == ("nothing is installed", "moactl agent run")
+
+
+def test_configured_scope_that_was_taken_out_is_not_called_missing(healthy: Probes) -> None:
+    probes = replace(
+        healthy,
+        config=Config(scope=Scope(cgroups=("/x",))),
+        installed=lambda: replace(STATE, taken_out=("/x", "/y")),
+    )
+    status, seen, todo = result_of("scopes", probes)
+    assert (status, "taken out of the mesh by an operator" in seen) == ("warn", True)
+    assert "restart" not in todo
 
 
 @pytest.mark.parametrize("running", [None, AGENT_PID])

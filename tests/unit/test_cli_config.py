@@ -28,9 +28,9 @@ def test_missing_default_configuration_means_the_defaults(
 
 def test_configuration_is_shown_without_its_secrets(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
-    path.write_text('[registry]\nkind = "redis"\nurl = "redis://u:s3cret@h:1/2?password=s3cret"\n')
+    path.write_text('[registry]\nkind = "redis"\nurl = "redis://u:s3cret@h:1/2"\n')
     result = moactl("config", "show", "-c", path)
-    assert 'url = "redis://***@h:1/2?***"' in result.stdout
+    assert 'url = "redis://***@h:1/2"' in result.stdout
     assert "s3cret" not in result.output
     assert_as_documented("config show", as_json("config", "show", "-c", path))
 
@@ -50,6 +50,27 @@ def test_example_configuration_is_valid(tmp_path: Path) -> None:
     result = moactl("config", "check", path)
     assert (result.exit_code, result.stdout) == (0, f"{path}: valid\n")
     assert_as_documented("config example", as_json("config", "example"))
+
+
+@pytest.mark.parametrize(
+    ("url", "mode", "warned"),
+    [
+        ("redis://:s3cret@h", 0o644, True),
+        ("redis://:s3cret@h", 0o640, False),
+        ("redis://h", 0o644, False),
+    ],
+)
+def test_password_that_all_can_read_is_a_warning(
+    tmp_path: Path, url: str, mode: int, warned: bool
+) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f'[registry]\nkind = "redis"\nurl = "{url}"\n')
+    path.chmod(mode)
+    assert bool(as_json("config", "check", path)["warnings"]) is warned
+    result = moactl("config", "check", path)
+    assert result.exit_code == 0
+    assert ("chmod 600" in result.stderr) is warned
+    assert "s3cret" not in result.output
 
 
 def test_broken_configuration_fails_its_check(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from installer.client import SOCKET_NAME
 from tests.support.cli import answering_agent, as_json, moactl, write_config
 from tests.support.documented import assert_as_documented
+from tests.support.fake_agent import http_answer, serving
 
 
 @pytest.fixture
@@ -59,6 +62,21 @@ def test_services_come_from_the_registry_when_no_agent_runs(config: Path) -> Non
     assert (registry["registry"]["services"], registry["registry"]["instances"]) == (1, 2)
 
 
+@pytest.mark.parametrize("state", ["STARTING", "DEGRADED", "SYNCED"])
+def test_no_services_are_explained_when_the_registry_is_why(
+    state: str, config: Path, tmp_path: Path
+) -> None:
+    registry = {"state": state, "detail": "redis://h:1/0: refused"}
+    raw = {
+        "/v1/services": http_answer(b'{"services": []}'),
+        "/v1/registry": http_answer(json.dumps(registry).encode()),
+    }
+    with serving(tmp_path / "run" / SOCKET_NAME, raw):
+        result = moactl("-c", config, "service", "list")
+    assert (result.exit_code, result.stdout.strip()) == (0, "no services")
+    assert ("redis://h:1/0: refused" in result.stderr) == (state != "SYNCED")
+
+
 def test_unknown_service_fails(config: Path) -> None:
     result = moactl("-c", config, "service", "show", "/service/none")
     assert result.exit_code == 1
@@ -70,7 +88,7 @@ def test_static_registry_is_not_written(verb: str, config: Path) -> None:
     before = (config.parent / "services.toml").read_bytes()
     result = moactl("-c", config, "service", verb, "/service/demo", "10.0.0.9:5000")
     assert result.exit_code == 1
-    assert "services.toml" in result.stderr
+    assert f"next: edit {config.parent}/services.toml" in result.stderr
     assert (config.parent / "services.toml").read_bytes() == before
 
 

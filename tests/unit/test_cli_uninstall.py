@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,17 @@ def test_uninstall_of_nothing_with_a_broken_configuration(tmp_path: Path) -> Non
     assert_as_documented("uninstall", found)
     assert str(path) in found["left"]
     assert "built-in defaults" in result.stderr
+
+
+def test_files_of_an_agent_with_other_pins_stay(config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "agent.lock"
+    with path.open("w") as lock:
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        found = as_json("-c", config, "--root", tmp_path / "other", "uninstall", "--yes")
+    assert path.exists()
+    assert found["agent_pids"] == []
+    assert any(f"process {os.getpid()}" in left for left in found["left"])
 
 
 def test_uninstall_removes_what_a_killed_agent_left(config: Path, tmp_path: Path) -> None:

@@ -271,6 +271,8 @@ async def test_a_transport_failure_in_a_reply_is_passed_on_and_counts(server: Se
     await until(lambda: call.replies)
     assert call.replies == [reply]
     assert forwarder.health.describe(server.address, 0.0)["failures"] == 1
+    metrics = forwarder.metrics
+    assert (metrics.ok, metrics.failed, metrics.transport_errors) == (0, 0, 1)
     forwarder.close()
 
 
