@@ -88,8 +88,11 @@ class Lane:
             on_loss(why)
             self._serve_queue()
 
+        patience: asyncio.TimerHandle | None = None
+
         def send(upstream: Upstream | None) -> None:
-            patience.cancel()
+            if patience is not None:
+                patience.cancel()
             if upstream is None:
                 on_unreachable()
             else:
@@ -100,7 +103,8 @@ class Lane:
                 self._queue.remove(send)
                 on_unreachable()
 
-        patience = self._loop.call_later(self._settings.patience_s, lose_patience)
+        if self._upstream is None:
+            patience = self._loop.call_later(self._settings.patience_s, lose_patience)
         self.use(send)
 
     def use(self, use: Use) -> None:
