@@ -81,6 +81,10 @@ def _succeeds(node: LabNode, script: str) -> str:
     return done.stdout
 
 
+def test_no_figure_is_left_open() -> None:
+    assert "<!--" not in README
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (REPO / "Makefile").read_text()
     documents = README + (REPO / "CONTRIBUTING.md").read_text()
