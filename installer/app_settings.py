@@ -8,7 +8,7 @@ from interceptor.node import AgentSettings
 from proxy.app import AppSettings
 from proxy.net.forward import ForwardSettings
 from proxy.net.lane import LaneSettings
-from proxy.net.pool import PoolSettings
+from proxy.net.pool_types import PoolSettings
 from proxy.net.session import SessionSettings
 from proxy.registry.base import Registry
 from proxy.registry.endpoint import RedisEndpoint
@@ -18,6 +18,9 @@ from proxy.wire.resp import Limits
 
 LANE_CONNECT_S = 10.0
 """For plain traffic to the address that was dialled: three lost SYNs are no reason to fail."""
+
+SHARED_CONNECTIONS = 2
+"""To an instance that takes many requests on each; two, so that one that ends is no gap."""
 
 _FRAMING_BYTES = 64 * 1024
 """What a request may have besides its one large element."""
@@ -63,14 +66,16 @@ def app_settings(config: Config) -> AppSettings:
         ),
         forward=ForwardSettings(
             timeout_s=routing.timeout_ms / 1000,
+            max_body_bytes=limits.max_request_bytes,
             pool=PoolSettings(
                 size=limits.pool_size,
+                shared_size=SHARED_CONNECTIONS,
                 queue=limits.pool_queue,
                 connect_timeout_s=connect_timeout_s,
                 idle_ping_s=limits.idle_ping_s,
                 idle_close_s=limits.idle_close_s,
                 mark=config.bpf.mark,
-                limits=replies,
+                max_reply_bytes=limits.max_reply_bytes,
             ),
         ),
     )

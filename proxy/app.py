@@ -315,7 +315,7 @@ class ProxyApp:
             "outbound_connections": sum(s.peer.direction is Direction.OUTBOUND for s in sessions),
             "inbound_connections": sum(s.peer.direction is Direction.INBOUND for s in sessions),
             "raw_connections": sum(s.mode is Mode.RAW for s in sessions),
-            "upstream_connections": sum(p.connections for p in self.forwarder.pools.values()),
+            "upstream_connections": sum(p.connections for p in self.forwarder.pools),
             "services": len(self.forwarder.table.uris),
             "instances": len(self.forwarder.table.addresses),
         }

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from proxy.core.model import Address
 from proxy.net.dial import Dial
+from proxy.net.resp_upstream import LossCallback, ReplyCallback, RespUpstream
 from proxy.net.sockets import open_client
-from proxy.net.upstream import LossCallback, ReplyCallback, Upstream
 from proxy.wire.resp import Limits, Reply
 
 RETRY_AFTER_S = 1.0
 """An address that could not be reached is not tried again sooner."""
 
-Use = Callable[[Upstream | None], None]
+Use = Callable[[RespUpstream | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Lane:
         self._settings = settings
         self._on_server_first = on_server_first
         self._on_hangup = on_hangup
-        self._upstream: Upstream | None = None
+        self._upstream: RespUpstream | None = None
         self._dial: Dial | None = None
         self._queue: deque[Use] = deque()
         self._failed_until_s = 0.0
@@ -88,7 +88,7 @@ class Lane:
             on_loss(why)
             self._serve_queue()
 
-        def send(upstream: Upstream | None) -> None:
+        def send(upstream: RespUpstream | None) -> None:
             patience.cancel()
             if upstream is None:
                 on_unreachable()
@@ -116,7 +116,7 @@ class Lane:
     def take(self, use: Use) -> None:
         """As `use`, but the connection is the caller's from then on."""
 
-        def hand_over(upstream: Upstream | None) -> None:
+        def hand_over(upstream: RespUpstream | None) -> None:
             self._upstream = None
             use(upstream)
 
@@ -153,7 +153,7 @@ class Lane:
             self._failed_until_s = self._loop.time() + RETRY_AFTER_S
         else:
             assert self._target is not None
-            self._upstream = Upstream(self._loop, result, self._target, self._settings.limits)
+            self._upstream = RespUpstream(self._loop, result, self._target, self._settings.limits)
             self._upstream.on_unsolicited = self._on_server_first
             self._upstream.on_idle_loss = self._on_idle_loss
         self._serve_queue()

@@ -17,11 +17,13 @@ from enum import StrEnum
 
 from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
 from proxy.core.model import Address
-from proxy.net.forward import Exchange, Forwarder
+from proxy.core.translate import resp_reply
+from proxy.net.exchange import Exchange
+from proxy.net.forward import Forwarder
 from proxy.net.lane import Lane, LaneSettings
+from proxy.net.resp_upstream import RespUpstream
 from proxy.net.splice import Splice as SplicedPair
 from proxy.net.stream import Stream
-from proxy.net.upstream import Upstream
 from proxy.wire.detect import Protocol, detect
 from proxy.wire.moa import Ec, error_body
 from proxy.wire.redis_server import SessionState
@@ -102,6 +104,7 @@ class Session:
         self._settings = settings
         self._forwarder = forwarder
         self._metrics = forwarder.metrics
+        self._max_body = forwarder.settings.max_body_bytes
         self._judge = judge
         self._on_end = on_end
         self._parser = RequestParser(settings.limits)
@@ -141,7 +144,7 @@ class Session:
             )
         self.client.resume_reading()
 
-    def _on_silence(self, upstream: Upstream | None) -> None:
+    def _on_silence(self, upstream: RespUpstream | None) -> None:
         """Nobody has spoken, and the dialled server was asked for: now we hear it."""
         if upstream is None and self.mode is Mode.DETECTING and not self._is_splicing:
             # connect() should have failed, and did not only because of us.
@@ -341,9 +344,10 @@ class Session:
             self._fulfil(slot, verdict.reply)
         elif isinstance(verdict, Forward):
             self.spoke_moa = True
-            self.service = verdict.route.uri
+            self.service = verdict.request.route.uri
             exchange = self._forwarder.prepare(
-                command.raw, verdict.route, lambda reply: self._fulfil(slot, reply)
+                verdict.request,
+                lambda outcome: self._fulfil(slot, resp_reply(outcome, self._max_body)),
             )
             slot.exchange = exchange
             exchange.start()
@@ -426,7 +430,7 @@ class Session:
             self.mode = Mode.RAW
             self._lane.take(self._splice)
 
-    def _splice(self, upstream: Upstream | None) -> None:
+    def _splice(self, upstream: RespUpstream | None) -> None:
         if self._has_ended:
             return
         if upstream is None:
