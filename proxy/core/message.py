@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from proxy.core.model import Instance
 from proxy.wire import hessian
-from proxy.wire.moa import Ec, Route, is_unsent, parse_ec
+from proxy.wire.moa import UNSENT, Ec, Route, is_unsent, parse_ec
 from proxy.wire.resp import Command, Reply
 from proxy.wire.turbo import EXT_HESSIAN, BodyError, Form, Packet, read_body
 
@@ -42,7 +42,7 @@ class Speech(NamedTuple):
 RESP_JSON = Speech(Wire.RESP, Codec.JSON)
 _ONLY_RESP = ("resp",)
 _ERRORS = b"-!"
-_UNSENT, _UNSENT_WITHIN = b"not sent: ", 32
+_UNSENT, _UNSENT_WITHIN = UNSENT.encode(), 32
 """How `em` begins in an `unsent_body`, and where that is in Hessian."""
 _OF_FORM = {Form.PACKET19: Wire.TURBO, Form.PACKET9: Wire.TURBO9}
 

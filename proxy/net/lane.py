@@ -58,8 +58,8 @@ class Lane:
         self._target = target
         self._source = source
         self._settings = settings
-        self._on_server_first = on_server_first
-        self._on_hangup = on_hangup
+        self.on_server_first = on_server_first
+        self.on_hangup = on_hangup
         self._upstream: RespUpstream | None = None
         self._dial: Dial | None = None
         self._queue: deque[Use] = deque()
@@ -69,6 +69,11 @@ class Lane:
     @property
     def is_open(self) -> bool:
         return self._upstream is not None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is a connection, or one on the way."""
+        return self._upstream is not None or self._dial is not None or bool(self._queue)
 
     def request(
         self,
@@ -154,14 +159,17 @@ class Lane:
         else:
             assert self._target is not None
             self._upstream = RespUpstream(self._loop, result, self._target, self._settings.limits)
-            self._upstream.on_unsolicited = self._on_server_first
+            self._upstream.on_unsolicited = self._tell_server_first
             self._upstream.on_idle_loss = self._on_idle_loss
         self._serve_queue()
+
+    def _tell_server_first(self, data: bytes) -> None:
+        self.on_server_first(data)
 
     def _on_idle_loss(self) -> None:
         was_reset = self._upstream is not None and self._upstream.was_reset
         self._upstream = None
-        self._on_hangup(was_reset)
+        self.on_hangup(was_reset)
 
     def abort(self) -> None:
         """Close with a reset, as the client did."""

@@ -13,7 +13,7 @@ from proxy.core.routing import Router
 from proxy.net.forward import Forwarder, ForwardSettings
 from proxy.net.lane import LaneSettings
 from proxy.net.pool_types import PoolSettings
-from proxy.net.session import SessionSettings
+from proxy.net.served import SessionSettings
 from proxy.net.stream import Stream
 from proxy.obs.metrics import Metrics
 from proxy.wire.resp import Command, Limits, RequestParser
@@ -270,6 +270,7 @@ def session_settings(**changes: float) -> SessionSettings:
     values = {
         "max_pending_bytes": 256 * 1024,
         "pipeline_depth": 1,
+        "packets_at_once": 128,
         "detect_wait_s": 0.02,
         "request_read_timeout_s": 0.1,
     } | changes
@@ -277,6 +278,8 @@ def session_settings(**changes: float) -> SessionSettings:
         limits=LIMITS,
         max_pending_bytes=int(values["max_pending_bytes"]),
         pipeline_depth=int(values["pipeline_depth"]),
+        packets_at_once=int(values["packets_at_once"]),
+        max_packet=LIMITS.max_element,
         detect_wait_s=values["detect_wait_s"],
         request_read_timeout_s=values["request_read_timeout_s"],
         lane=LaneSettings(LIMITS, connect_timeout_s=2.0, patience_s=2.0, mark=0),
