@@ -9,7 +9,7 @@ from typing import Any
 
 from pyhessian.parser import Parser
 
-_CHUNK_CHARS = 30_000
+_CHUNK_UNITS = 30_000
 
 
 def write(value: Any) -> bytes:
@@ -33,12 +33,13 @@ def write(value: Any) -> bytes:
 
 def _write_text(text: str) -> bytes:
     """Lengths count UTF-16 units; each unit is written as UTF-8 of its own, as Java does."""
-    raw = text.encode("utf-16-be")
-    units = [raw[at : at + 2].decode("utf-16-be", "surrogatepass") for at in range(0, len(raw), 2)]
-    chunks = [units[at : at + _CHUNK_CHARS] for at in range(0, len(units), _CHUNK_CHARS)] or [[]]
+    if not text.isascii():
+        raw = text.encode("utf-16-be", "surrogatepass")
+        units = (raw[at : at + 2] for at in range(0, len(raw), 2))
+        text = "".join(unit.decode("utf-16-be", "surrogatepass") for unit in units)
+    chunks = [text[at : at + _CHUNK_UNITS] for at in range(0, len(text), _CHUNK_UNITS)] or [""]
     encoded = [
-        struct.pack(">H", len(chunk)) + "".join(chunk).encode("utf-8", "surrogatepass")
-        for chunk in chunks
+        struct.pack(">H", len(chunk)) + chunk.encode("utf-8", "surrogatepass") for chunk in chunks
     ]
     return b"".join(b"R" + chunk for chunk in encoded[:-1]) + b"S" + encoded[-1]
 

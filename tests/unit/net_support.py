@@ -227,6 +227,7 @@ class PacketConnection:
 def pool_settings(**changes: float) -> PoolSettings:
     values = {
         "size": 2,
+        "shared_size": 2,
         "queue": 8,
         "connect_timeout_s": 2.0,
         "idle_ping_s": 60.0,
@@ -235,7 +236,7 @@ def pool_settings(**changes: float) -> PoolSettings:
     } | changes
     return PoolSettings(
         size=int(values["size"]),
-        shared_size=2,
+        shared_size=int(values["shared_size"]),
         queue=int(values["queue"]),
         connect_timeout_s=values["connect_timeout_s"],
         idle_ping_s=values["idle_ping_s"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -357,8 +356,7 @@ async def test_a_lost_connection_fails_each_request_once(server: Server) -> None
 
 
 async def test_more_than_a_connection_takes_waits_and_the_queue_is_bounded(server: Server) -> None:
-    forwarder = forwarder_of(turbo_table(server), pool_settings(queue=5))
-    forwarder.pools._settings = replace(forwarder.pools._settings, shared_size=1)
+    forwarder = forwarder_of(turbo_table(server), pool_settings(queue=5, shared_size=1))
     calls = [Call(forwarder, b'{"n":%d}' % n) for n in range(5)]
     far = PacketConnection((await server.connection()).sock)
     calls += [Call(forwarder, b'{"n":%d}' % n) for n in range(5, CAPACITY + 6)]
