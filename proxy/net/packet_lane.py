@@ -57,6 +57,7 @@ class PacketLane:
         self._queue: deque[tuple[Packet, Callable[[], None]]] = deque()
         self._is_dialling = False
         self._unanswered: dict[int, Packet] = {}
+        self._taker: Callable[[Stream | None, bytes], None] | None = None
         self._closed = False
 
     @property
@@ -103,6 +104,9 @@ class PacketLane:
 
     def _on_connection(self, upstream: RespUpstream | None) -> None:
         self._is_dialling = False
+        if self._taker is not None:
+            self._taker(*((None, b"") if upstream is None else upstream.take_stream()))
+            return
         if upstream is None:
             while self._queue and not self._closed:
                 self._queue.popleft()[1]()
@@ -152,11 +156,19 @@ class PacketLane:
         unanswered, self._unanswered = list(self._unanswered.values()), {}
         self._user.on_lane_end(what, unanswered, was_reset=was_reset)
 
-    def take(self) -> Stream | None:
-        """Give up the connection, to be spliced; nothing is called back any more."""
+    def take(self, taker: Callable[[Stream | None, bytes], None]) -> None:
+        """Give up the connection, now or when there is one, to be spliced.
+
+        `taker` gets it and what was read of it, or None when it cannot be had; nothing else is
+        called back any more.
+        """
         self._closed = True
         stream, self._stream = self._stream, None
-        return stream
+        if stream is not None:
+            taker(stream, b"")
+            return
+        self._taker = taker
+        self.open()
 
     def close(self, *, was_reset: bool = False) -> None:
         """End it as the client has ended; nothing is called back any more."""

@@ -7,10 +7,7 @@ at once, bytes of them, and a client that reads.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 
 from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
 from proxy.core.message import Failure, Outcome
@@ -20,13 +17,13 @@ from proxy.core.translate import packet_failure, packet_reply
 from proxy.net.exchange import Exchange
 from proxy.net.forward import Forwarder
 from proxy.net.packet_lane import PacketLane
-from proxy.net.resp_upstream import RespUpstream
+from proxy.net.packet_reader import PacketReader
 from proxy.net.served import Mode, SessionSettings
 from proxy.net.session import HandOver
 from proxy.net.splice import Splice as SplicedPair
 from proxy.net.stream import Stream
 from proxy.wire.moa import Ec
-from proxy.wire.turbo import Packet, PacketLimits, PacketParser, ProtocolError
+from proxy.wire.turbo import Packet, PacketLimits
 
 
 class PacketSession:
@@ -54,14 +51,18 @@ class PacketSession:
         self._judge = judge
         self._on_end = on_end
         self._first = taken.first
-        self._form = taken.form
-        self._parser = PacketParser(PacketLimits(settings.max_packet), taken.form)
-        self._packets: deque[Packet] = deque()
-        self._queued_bytes = 0
+        self._reader = PacketReader(
+            forwarder.loop,
+            taken.client,
+            taken.form,
+            PacketLimits(settings.max_packet),
+            self._slow_after_s,
+            self._on_slow_packet,
+        )
         self._calls: dict[Exchange, int] = {}
         """What is on its way, with the size of each."""
         self._called_bytes = 0
-        self._plain = taken.lane
+        self._is_awaited = taken.lane.is_wanted
         replies = PacketLimits(settings.lane.limits.max_element)
         patience_s = settings.lane.patience_s
         self._lane = PacketLane(forwarder.loop, taken.lane, taken.form, replies, patience_s, self)
@@ -71,7 +72,6 @@ class PacketSession:
         self._is_pumping = False
         self._is_closing = False
         self._has_ended = False
-        self._slow_timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin with the bytes that were read already; calls `on_end` when it is over."""
@@ -79,7 +79,7 @@ class PacketSession:
         self.client.on_eof = self._pump
         self.client.on_close = self._on_client_close
         self.client.on_drain = self._on_client_drain
-        if self._plain.is_wanted:
+        if self._is_awaited:
             # What the dialled server does with it is ours to hear from now on.
             self._lane.open()
         first, self._first = self._first, b""
@@ -97,54 +97,33 @@ class PacketSession:
             self._to_server += data
             self._throttle()
             return
-        packets: list[Packet] = []
-        # What broke the protocol is in the parser's `error`; see _after_pump.
-        with suppress(ProtocolError):
-            packets = self._parser.feed(data)
-        for packet in packets:
-            self._packets.append(packet)
-            self._queued_bytes += len(packet.raw)
-        if packets or not self._parser.mid_frame:
-            self._cancel_slow_timer()
-        if self._parser.mid_frame:
-            self._start_slow_timer()
+        self._reader.feed(data)
         self._throttle()
         self._pump()
 
     def _throttle(self) -> None:
         """Stop reading a client that is far ahead, and go on when it no longer is."""
         ahead = (
-            bool(self._packets)
+            bool(self._reader.packets)
             or len(self._to_server) > self._settings.max_pending_bytes
             or self.client.is_congested
-            or self._parser.error is not None
+            or self._reader.error is not None
         )
         if ahead:
             self.client.pause_reading()
         elif not self._is_closing and not self._has_ended and self._spliced is None:
             self.client.resume_reading()
 
-    def _start_slow_timer(self) -> None:
-        if self._slow_timer is None:
-            timeout_s = self._settings.request_read_timeout_s
-            if not self._expects_moa and not self.requests:
-                # What waits for an answer to half a packet speaks something else.
-                timeout_s = self._settings.detect_wait_s
-            self._slow_timer = self._loop.call_later(timeout_s, self._on_slow_packet)
-
-    def _cancel_slow_timer(self) -> None:
-        if self._slow_timer is not None:
-            self._slow_timer.cancel()
-            self._slow_timer = None
+    def _slow_after_s(self) -> float:
+        if self._expects_moa or self.requests:
+            return self._settings.request_read_timeout_s
+        # What waits for an answer to half a packet speaks something else.
+        return self._settings.detect_wait_s
 
     def _on_slow_packet(self) -> None:
-        self._slow_timer = None
-        if self._is_splicing or self._has_ended:
+        if self._is_over():
             return
-        if self.client.is_paused:
-            # It is we who do not read; the client may have sent the rest long ago.
-            self._start_slow_timer()
-        elif not self._expects_moa and not self.requests:
+        if not self._expects_moa and not self.requests:
             self._begin_splice(b"")
         else:
             self._metrics.slow_requests += 1
@@ -158,7 +137,7 @@ class PacketSession:
         for exchange in list(self._calls):
             exchange.cancel()
         self._calls.clear()
-        self._packets.clear()
+        self._reader.packets.clear()
         self._lane.close(was_reset=error is not None)
         self._end()
 
@@ -169,7 +148,7 @@ class PacketSession:
     def _end(self) -> None:
         if not self._has_ended:
             self._has_ended = True
-            self._cancel_slow_timer()
+            self._reader.stop_timer()
             self._on_end(self)
 
     # Packets, each by itself
@@ -180,16 +159,14 @@ class PacketSession:
             return
         self._is_pumping = True
         try:
-            while self._packets and self._has_room() and not self._is_over():
-                packet = self._packets.popleft()
-                self._queued_bytes -= len(packet.raw)
-                self._serve(packet)
+            while self._reader.packets and self._has_room() and not self._is_over():
+                self._serve(self._reader.packets.popleft())
         finally:
             self._is_pumping = False
         if self._is_splicing or self._is_over():
             return
         self._throttle()
-        if not self._packets and not self._calls and not self._lane.owes:
+        if not self._reader.packets and not self._calls and not self._lane.owes:
             self._after_pump()
 
     def _is_over(self) -> bool:
@@ -205,16 +182,16 @@ class PacketSession:
 
     def _after_pump(self) -> None:
         """Nothing is owed: is there anything to come?"""
-        error, is_moa = self._parser.error, self._expects_moa
+        error, is_moa = self._reader.error, self._expects_moa
         if error is not None:
             self._metrics.protocol_errors += 1
             if is_moa or self.requests:
-                self.client.write(refuse(self._parser.pending, self._form, str(error)))
+                self.client.write(refuse(self._reader.begun, self._reader.form, str(error)))
                 self._end_client()
             else:
                 self._begin_splice(b"")
         elif self.client.peer_done:
-            if not is_moa and (self._lane.is_open or self._parser.mid_frame):
+            if not is_moa and (self._lane.is_open or self._reader.mid_frame):
                 # The dialled server must see our client's end, and what came just before it.
                 self._begin_splice(b"")
             else:
@@ -292,47 +269,28 @@ class PacketSession:
             self.client.abort()
             self._lane.close(was_reset=True)
             return
-        self._join(self._lane.take(), self._unparsed(), rest)
+        self._begin_splice(b"", rest)
 
     # Traffic that is not MOA
 
     def _unparsed(self) -> bytes:
-        packets = b"".join(packet.raw for packet in self._packets)
-        rest = self._to_server + packets + self._parser.pending
-        self._packets.clear()
-        self._to_server = b""
+        rest, self._to_server = self._to_server + self._reader.take_all(), b""
         return rest
 
-    def _begin_splice(self, to_server: bytes) -> None:
-        """The client's first packet was none: join it with the address that it dialled."""
+    def _begin_splice(self, to_server: bytes, to_client: bytes = b"") -> None:
+        """What the client sends is not ours: join it with the address that it dialled."""
         self._is_splicing = True
         self._to_server = to_server + self._unparsed()
-        self._cancel_slow_timer()
         self.mode = Mode.RAW
-        if self._lane.is_open:
-            self._join(self._lane.take(), self._to_server, b"")
-        else:
-            self._plain.take(self._on_plain)
+        self._lane.take(lambda server, read: self._join(server, to_client + read))
 
-    def _on_plain(self, upstream: RespUpstream | None) -> None:
-        if self._has_ended:
-            return
-        if upstream is None:
+    def _join(self, server: Stream | None, to_client: bytes) -> None:
+        if server is None:
             # A protocol that we do not know has no error reply: a reset, never a clean FIN.
             self.client.abort()
             return
-        server, to_client = upstream.take_stream()
-        self._join(server, self._to_server, to_client)
-
-    def _join(self, server: Stream | None, to_server: bytes, to_client: bytes) -> None:
-        self._is_splicing = True
-        self.mode = Mode.RAW
-        self._cancel_slow_timer()
-        self._to_server = b""
-        if server is None:
-            self.client.abort()
-            return
         self._metrics.spliced += 1
+        to_server, self._to_server = self._to_server, b""
         self._spliced = SplicedPair(
             self.client, server, to_server=to_server, to_client=to_client, on_end=self._end
         )
@@ -350,7 +308,7 @@ class PacketSession:
     @property
     def is_idle(self) -> bool:
         return self.mode is not Mode.RAW and not (
-            self._calls or self._packets or self._lane.owes or self._parser.mid_frame
+            self._calls or self._reader.packets or self._lane.owes or self._reader.mid_frame
         )
 
     def close(self) -> None:

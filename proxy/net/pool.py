@@ -15,10 +15,6 @@ from proxy.net.pool_types import PoolSettings, Unavailable, Waiter
 from proxy.net.sockets import open_client
 from proxy.net.upstream import Upstream
 
-_OUR_LIMITS = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
-)
-"""Errors of connect() and socket() that say nothing of the instance."""
 PING_TIMEOUT_S = 2.0
 REDIAL_S = 1.0
 """After a refusal, another connection besides those that work is not tried sooner."""
@@ -246,11 +242,7 @@ class Pool:
 
     def _on_refused(self, error: OSError) -> None:
         self._redial_at_s = self._loop.time() + REDIAL_S
-        why = Unavailable(
-            f"{self.address}: {error.strerror or error}",
-            is_overload=error.errno in _OUR_LIMITS,
-            is_refused=error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH),
-        )
+        why = Unavailable.because(self.address, error)
         # Without any connection nobody can be served here: let all of them go elsewhere.
         count = 1 if self._open or self._dials else len(self._waiting)
         for _ in range(count):

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from proxy.core.model import Address
 from proxy.net.upstream import Upstream
+
+_OUR_LIMITS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
+"""Errors of connect() and socket() that say nothing of the instance."""
+_REFUSALS = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,15 @@ class Unavailable:
     """The queue was full, or we have no descriptor left: the instance itself may be well."""
     is_refused: bool = False
     """Nothing listens there: one proof is enough."""
+
+    @classmethod
+    def because(cls, address: Address, error: OSError) -> Unavailable:
+        """No connection to `address` could be made."""
+        return cls(
+            f"{address}: {error.strerror or error}",
+            is_overload=error.errno in _OUR_LIMITS,
+            is_refused=error.errno in _REFUSALS,
+        )
 
 
 class Waiter:
