@@ -21,7 +21,7 @@ from aiohttp import web
 from installer.config import Config
 from proxy.app import ProxyApp
 from proxy.core.model import Instance, ServiceKey
-from proxy.net.session import Session
+from proxy.net.served import Served
 from proxy.obs.metrics import exposition
 
 SOCKET_NAME = "agent.sock"
@@ -185,7 +185,7 @@ def _text(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _conn(number: int, session: Session, now_s: float) -> dict[str, Any]:
+def _conn(number: int, session: Served, now_s: float) -> dict[str, Any]:
     peer, upstream = session.peer, session.upstream
     return {
         "id": number,

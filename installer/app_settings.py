@@ -8,8 +8,8 @@ from interceptor.node import AgentSettings
 from proxy.app import AppSettings
 from proxy.net.forward import ForwardSettings
 from proxy.net.lane import LaneSettings
-from proxy.net.pool import PoolSettings
-from proxy.net.session import SessionSettings
+from proxy.net.pool_types import PoolSettings
+from proxy.net.served import SessionSettings
 from proxy.registry.base import Registry
 from proxy.registry.endpoint import RedisEndpoint
 from proxy.registry.redis import RedisRegistry, RedisTimes
@@ -18,6 +18,12 @@ from proxy.wire.resp import Limits
 
 LANE_CONNECT_S = 10.0
 """For plain traffic to the address that was dialled: three lost SYNs are no reason to fail."""
+
+SHARED_CONNECTIONS = 2
+"""To an instance that takes many requests on each; two, so that one that ends is no gap."""
+
+PACKETS_AT_ONCE = 128
+"""Of one client that sends binary packets; what is beyond waits in its socket."""
 
 _FRAMING_BYTES = 64 * 1024
 """What a request may have besides its one large element."""
@@ -57,20 +63,24 @@ def app_settings(config: Config) -> AppSettings:
             limits=wire,
             max_pending_bytes=limits.max_pending_bytes,
             pipeline_depth=limits.pipeline_depth,
+            packets_at_once=PACKETS_AT_ONCE,
+            max_packet=limits.max_request_bytes,
             detect_wait_s=limits.detect_wait_ms / 1000,
             request_read_timeout_s=limits.request_read_timeout_ms / 1000,
             lane=LaneSettings(replies, LANE_CONNECT_S, connect_timeout_s, config.bpf.mark),
         ),
         forward=ForwardSettings(
             timeout_s=routing.timeout_ms / 1000,
+            max_body_bytes=limits.max_request_bytes,
             pool=PoolSettings(
                 size=limits.pool_size,
+                shared_size=SHARED_CONNECTIONS,
                 queue=limits.pool_queue,
                 connect_timeout_s=connect_timeout_s,
                 idle_ping_s=limits.idle_ping_s,
                 idle_close_s=limits.idle_close_s,
                 mark=config.bpf.mark,
-                limits=replies,
+                max_reply_bytes=limits.max_reply_bytes,
             ),
         ),
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import random
 import socket
 from collections.abc import Callable, Mapping
@@ -16,13 +15,13 @@ from typing import Protocol
 
 import structlog
 
-from proxy.core.dispatch import Dialled, Verdict, judge_inbound, judge_outbound
 from proxy.core.known import KnownInstances
 from proxy.core.model import Address, ServiceTable
 from proxy.core.routing import Router
 from proxy.net.forward import Forwarder, ForwardSettings
+from proxy.net.front import Front
 from proxy.net.listener import Acceptor
-from proxy.net.session import Direction, Mode, Peer, Session, SessionSettings
+from proxy.net.served import Direction, Mode, Peer, Served, SessionSettings
 from proxy.net.sockets import (
     LOOP_GUARD4,
     LOOP_GUARD6,
@@ -32,8 +31,6 @@ from proxy.net.sockets import (
 )
 from proxy.obs.metrics import Metrics
 from proxy.registry.base import Registry
-from proxy.wire.redis_server import Counters, SessionState
-from proxy.wire.resp import Command
 
 _REOPEN_SHARE = 0.9
 """A full agent takes traffic again below this share of its connections."""
@@ -109,12 +106,9 @@ class ProxyApp:
         self.settings = settings
         self.registry = registry
         self.metrics = Metrics()
-        self.sessions: dict[int, Session] = {}
         self._loop = asyncio.get_running_loop()
         self._gate = gate
         self._is_local = is_local
-        self._ids = itertools.count(1)
-        self._counters = Counters()
         self._shut = False
         self._draining = False
         self._empty = asyncio.Event()
@@ -127,8 +121,14 @@ class ProxyApp:
             rand or random.Random(),
             self._source_for,
         )
+        self._front = Front(settings.session, self.forwarder, self._on_session_end)
         self.listeners: Listeners | None = None
         self._acceptors: list[Acceptor] = []
+
+    @property
+    def sessions(self) -> Mapping[int, Served]:
+        """Every connection that is served, by its number."""
+        return self._front.sessions
 
     def start(self) -> None:
         """Listen and open the gate; raises `OSError` that names the address that is taken."""
@@ -208,7 +208,6 @@ class ProxyApp:
         except OSError:
             sock.close()  # It has left already.
             return
-        number = next(self._ids)
         peer = Peer(
             direction=direction,
             client=client,
@@ -216,35 +215,12 @@ class ProxyApp:
             original_is_instance=original in self.known,
             source=source,
         )
-        session = Session(
-            sock,
-            peer,
-            self.settings.session,
-            self.forwarder,
-            self._judge_outbound if direction is Direction.OUTBOUND else _judge_inbound,
-            SessionState(number, self._counters, peer=str(client), local=str(original or "")),
-            lambda _session: self._on_session_end(number),
-        )
         self.metrics.accepted += 1
-        self._counters.connections += 1
-        self.sessions[number] = session
-        session.start()
+        self._front.serve(sock, peer)
         if len(self.sessions) >= self.settings.max_connections:
             self._on_full()
 
-    def _judge_outbound(self, command: Command, session: Session) -> Verdict:
-        self._counters.recv += 1
-        return judge_outbound(
-            command,
-            self.forwarder.table,
-            Dialled(session.peer.original is not None, session.peer.original_is_instance),
-            spoke_moa=session.spoke_moa,
-            state=session.state,
-        )
-
-    def _on_session_end(self, number: int) -> None:
-        del self.sessions[number]
-        self._counters.connections -= 1
+    def _on_session_end(self) -> None:
         if not self.sessions:
             self._empty.set()
 
@@ -315,14 +291,10 @@ class ProxyApp:
             "outbound_connections": sum(s.peer.direction is Direction.OUTBOUND for s in sessions),
             "inbound_connections": sum(s.peer.direction is Direction.INBOUND for s in sessions),
             "raw_connections": sum(s.mode is Mode.RAW for s in sessions),
-            "upstream_connections": sum(p.connections for p in self.forwarder.pools.values()),
+            "upstream_connections": sum(p.connections for p in self.forwarder.pools),
             "services": len(self.forwarder.table.uris),
             "instances": len(self.forwarder.table.addresses),
         }
-
-
-def _judge_inbound(command: Command, _session: Session) -> Verdict:
-    return judge_inbound(command)
 
 
 def _listen_if_possible(address: Address) -> socket.socket | None:

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from proxy.core.message import MoaRequest, request_of_command
 from proxy.core.model import ServiceTable
-from proxy.wire.moa import BadRequest, Ec, NotMoa, Route, error_body, parse_route, unsent_body
+from proxy.wire.moa import BadRequest, Ec, NotMoa, Route, error_body, unsent_body
+from proxy.wire.moa_scan import scan_route
 from proxy.wire.redis_server import SessionState, answer, is_connection_command
 from proxy.wire.resp import Command, bulk
 
@@ -30,7 +32,7 @@ class Answer:
 class Forward:
     """Send the request to an instance of the service."""
 
-    route: Route
+    request: MoaRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def read_route(command: Command) -> Route | BadRequest | None:
     if command.name != b"GET" or len(command.args) != 2:
         return None
     try:
-        return parse_route(command.args[1])
+        return scan_route(command.args[1])
     except NotMoa:
         return None
     except BadRequest as e:
@@ -85,7 +87,7 @@ def judge_outbound(
     route = read_route(command)
     if isinstance(route, Route):
         if table.knows(route.uri):
-            return Forward(route)
+            return Forward(request_of_command(route, command))
         if not dialled.exists:
             return Answer(_not_found(route.uri, "is not in the registry"))
         why = "is not in the registry, and the dialled address cannot be reached"

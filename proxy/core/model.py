@@ -31,13 +31,14 @@ class Address:
 class Instance:
     """One process that serves a service: a member of the registry's set.
 
-    `protocols` is in the registry's order, `timeout_ms` is the instance's own limit for one
-    request or None, and `extra` keeps parameters that this version does not know, so that
-    they survive being written back.
+    `protocols` is in the registry's order, `codec` says how the bodies of binary packets are
+    written, `timeout_ms` is the instance's own limit for one request or None, and `extra`
+    keeps parameters that this version does not know, so that they survive being written back.
     """
 
     address: Address
     protocols: tuple[str, ...] = ("resp",)
+    codec: str = "json"
     weight: int = DEFAULT_WEIGHT
     zone: str = ""
     pre: bool = False

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from proxy.core.model import Address
 from proxy.net.dial import Dial
+from proxy.net.resp_upstream import LossCallback, ReplyCallback, RespUpstream
 from proxy.net.sockets import open_client
-from proxy.net.upstream import LossCallback, ReplyCallback, Upstream
 from proxy.wire.resp import Limits, Reply
 
 RETRY_AFTER_S = 1.0
 """An address that could not be reached is not tried again sooner."""
 
-Use = Callable[[Upstream | None], None]
+Use = Callable[[RespUpstream | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class Lane:
         self._target = target
         self._source = source
         self._settings = settings
-        self._on_server_first = on_server_first
-        self._on_hangup = on_hangup
-        self._upstream: Upstream | None = None
+        self.on_server_first = on_server_first
+        self.on_hangup = on_hangup
+        self._upstream: RespUpstream | None = None
         self._dial: Dial | None = None
         self._queue: deque[Use] = deque()
         self._failed_until_s = 0.0
@@ -69,6 +69,11 @@ class Lane:
     @property
     def is_open(self) -> bool:
         return self._upstream is not None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is a connection, or one on the way."""
+        return self._upstream is not None or self._dial is not None or bool(self._queue)
 
     def request(
         self,
@@ -90,7 +95,7 @@ class Lane:
 
         patience: asyncio.TimerHandle | None = None
 
-        def send(upstream: Upstream | None) -> None:
+        def send(upstream: RespUpstream | None) -> None:
             if patience is not None:
                 patience.cancel()
             if upstream is None:
@@ -120,7 +125,7 @@ class Lane:
     def take(self, use: Use) -> None:
         """As `use`, but the connection is the caller's from then on."""
 
-        def hand_over(upstream: Upstream | None) -> None:
+        def hand_over(upstream: RespUpstream | None) -> None:
             self._upstream = None
             use(upstream)
 
@@ -157,15 +162,18 @@ class Lane:
             self._failed_until_s = self._loop.time() + RETRY_AFTER_S
         else:
             assert self._target is not None
-            self._upstream = Upstream(self._loop, result, self._target, self._settings.limits)
-            self._upstream.on_unsolicited = self._on_server_first
+            self._upstream = RespUpstream(self._loop, result, self._target, self._settings.limits)
+            self._upstream.on_unsolicited = self._tell_server_first
             self._upstream.on_idle_loss = self._on_idle_loss
         self._serve_queue()
+
+    def _tell_server_first(self, data: bytes) -> None:
+        self.on_server_first(data)
 
     def _on_idle_loss(self) -> None:
         was_reset = self._upstream is not None and self._upstream.was_reset
         self._upstream = None
-        self._on_hangup(was_reset)
+        self.on_hangup(was_reset)
 
     def abort(self) -> None:
         """Close with a reset, as the client did."""

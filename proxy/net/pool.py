@@ -7,82 +7,41 @@ import errno
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from proxy.core.model import Address
 from proxy.net.dial import Dial
+from proxy.net.pool_types import PoolSettings, Unavailable, Waiter
 from proxy.net.sockets import open_client
 from proxy.net.upstream import Upstream
-from proxy.wire.resp import Limits, Reply, encode_command
 
-_PING = encode_command(b"PING")
-
-_OUR_LIMITS = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
-)
-"""Errors of connect() and socket() that say nothing of the instance."""
 PING_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """Bounds of one instance's pool; times in seconds."""
-
-    size: int
-    queue: int
-    connect_timeout_s: float
-    idle_ping_s: float
-    idle_close_s: float
-    mark: int
-    limits: Limits
-
-
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """Why no connection could be had; nothing of the request was sent."""
-
-    why: str
-    is_overload: bool = False
-    """The queue was full, or we have no descriptor left: the instance itself may be well."""
-    is_refused: bool = False
-    """Nothing listens there: one proof is enough."""
-
-
-class Waiter:
-    """Somebody who waits for a connection; `Pool.leave` when they no longer do."""
-
-    __slots__ = ("_on_ready", "_on_unavailable")
-
-    def __init__(
-        self,
-        on_ready: Callable[[Upstream], None],
-        on_unavailable: Callable[[Unavailable], None],
-    ) -> None:
-        self._on_ready = on_ready
-        self._on_unavailable = on_unavailable
-
-    def ready(self, upstream: Upstream) -> None:
-        self._on_ready(upstream)
-
-    def unavailable(self, why: Unavailable) -> None:
-        self._on_unavailable(why)
+REDIAL_S = 1.0
+"""After a refusal, another connection besides those that work is not tried sooner."""
 
 
 class Pool:
-    """Hands out connections to one address and takes them back."""
+    """Hands out places on connections to one address and takes them back.
+
+    `make` makes the upstream of a connected socket; at most `size` of them are open. An
+    upstream is *free* while it has room for one more request.
+    """
 
     __slots__ = (
         "_closed",
         "_dials",
-        "_idle",
+        "_free",
         "_lent",
         "_loop",
-        "_pinging",
+        "_make",
+        "_open",
+        "_redial_at_s",
         "_settings",
+        "_size",
         "_timer",
         "_waiting",
         "address",
+        "load",
         "source",
     )
 
@@ -91,17 +50,24 @@ class Pool:
         loop: asyncio.AbstractEventLoop,
         address: Address,
         settings: PoolSettings,
+        make: Callable[[socket.socket], Upstream],
+        size: int,
         source: str | None = None,
     ) -> None:
         self.address = address
         self.source = source
+        self.load = 0
+        """Requests on the way or waiting: what the balancer compares."""
         self._loop = loop
         self._settings = settings
-        self._idle: list[Upstream] = []
-        self._lent: set[Upstream] = set()
-        self._pinging: set[Upstream] = set()
+        self._make = make
+        self._size = size
+        self._open: set[Upstream] = set()
+        self._free: list[Upstream] = []
+        self._lent: dict[Upstream, int] = {}
         self._dials: set[Dial] = set()
         self._waiting: OrderedDict[Waiter, None] = OrderedDict()
+        self._redial_at_s = 0.0
         self._closed = False
         self._timer = loop.call_later(self._tick_s, self._tick)
 
@@ -110,81 +76,135 @@ class Pool:
         return max(0.25, self._settings.idle_ping_s / 4)
 
     @property
-    def load(self) -> int:
-        """Requests on the way or waiting: what the balancer compares."""
-        return len(self._lent) + len(self._waiting)
-
-    @property
     def connections(self) -> int:
-        return len(self._idle) + len(self._lent) + len(self._pinging)
+        return len(self._open)
 
     def acquire(self, waiter: Waiter) -> None:
         """Call the waiter back, now or later, once: with a connection or with why not."""
-        while self._idle:
-            upstream = self._idle.pop()
-            if upstream.looks_alive():
+        while self._free:
+            upstream = self._free.pop()
+            if not upstream.is_lost and (upstream in self._lent or upstream.looks_alive()):
                 self._lend(upstream, waiter)
+                if upstream.capacity > 1:
+                    self._share(upstream)
                 return
-            upstream.close()
-        if self.connections + len(self._dials) < self._settings.size:
-            self._waiting[waiter] = None
+            self._drop(upstream)
+        if len(self._open) + len(self._dials) < self._size:
+            self._wait(waiter)
             self._dial()
         elif len(self._waiting) < self._settings.queue:
-            self._waiting[waiter] = None
+            self._wait(waiter)
         else:
             waiter.unavailable(
                 Unavailable(
-                    f"{self.address}: {len(self._lent)} requests are on the way and "
-                    f"{len(self._waiting)} wait",
+                    f"{self.address}: {self.load - len(self._waiting)} requests are on the way "
+                    f"and {len(self._waiting)} wait",
                     is_overload=True,
                 )
             )
 
+    def _share(self, upstream: Upstream) -> None:
+        """Open one more connection beside one that carries several requests already."""
+        is_due = self._loop.time() >= self._redial_at_s
+        if self._lent.get(upstream, 0) > 1 and not self._dials and is_due:
+            self._dial()
+
+    def _wait(self, waiter: Waiter) -> None:
+        self._waiting[waiter] = None
+        self.load += 1
+
+    def _next_waiter(self) -> Waiter:
+        self.load -= 1
+        return self._waiting.popitem(last=False)[0]
+
     def leave(self, waiter: Waiter) -> None:
         """Wait no longer; nothing is called back."""
-        self._waiting.pop(waiter, None)
+        if waiter in self._waiting:
+            del self._waiting[waiter]
+            self.load -= 1
 
     def release(self, upstream: Upstream) -> None:
-        """Take back a connection whose reply has arrived."""
-        self._lent.discard(upstream)
+        """Take back the place of a request whose reply has arrived."""
+        self._take_back(upstream)
         upstream.used_s = self._loop.time()
         self._offer(upstream)
 
+    def abandon(self, upstream: Upstream, number: int) -> None:
+        """Take back the place of a request whose reply nobody waits for any more."""
+        if upstream.forget(number):
+            self.release(upstream)
+        else:
+            self.discard(upstream)
+
     def discard(self, upstream: Upstream) -> None:
-        """Close a connection that cannot be used again."""
-        self._lent.discard(upstream)
+        """Take back a place on a connection that cannot be used again, and close that."""
+        self._take_back(upstream)
         self._replace(upstream)
+
+    def _take_back(self, upstream: Upstream) -> None:
+        self.load -= 1
+        left = self._lent.pop(upstream) - 1
+        if left:
+            self._lent[upstream] = left
 
     def _replace(self, upstream: Upstream) -> None:
         """Close a connection, and open another if somebody waits for it."""
-        upstream.close()
+        self._drop(upstream)
         if self._waiting and not self._closed:
             self._dial()
 
+    def _drop(self, upstream: Upstream) -> None:
+        self._open.discard(upstream)
+        if upstream in self._free:
+            self._free.remove(upstream)
+        upstream.close()
+
     def _offer(self, upstream: Upstream) -> None:
+        """Give a place to who waits, or note that there is one."""
+        is_busy = upstream in self._lent
+        if self._closed and is_busy and not upstream.is_lost:
+            return
         # The server may have ended it right behind its reply; an idle one is looked at when
         # it is lent.
-        if self._closed or upstream.is_lost or (self._waiting and not upstream.looks_alive()):
+        if (
+            self._closed
+            or upstream.is_lost
+            or (self._waiting and not is_busy and not upstream.looks_alive())
+        ):
             self._replace(upstream)
             return
-        if self._waiting:
-            self._lend(upstream, self._waiting.popitem(last=False)[0])
-            return
-        upstream.heard_s = self._loop.time()
-        self._idle.append(upstream)
+        if not is_busy:
+            upstream.heard_s = self._loop.time()
+        while self._waiting and self._has_room(upstream):
+            self._lend(upstream, self._next_waiter())
+        if self._has_room(upstream) and upstream not in self._free:
+            self._free.append(upstream)
+
+    def _has_room(self, upstream: Upstream) -> bool:
+        count = self._lent.get(upstream, 0)
+        return count < upstream.capacity and not upstream.is_congested and not upstream.is_lost
 
     def _lend(self, upstream: Upstream, waiter: Waiter) -> None:
-        self._lent.add(upstream)
+        """`upstream` is not among the free ones; it goes back there while it has room."""
+        count = self._lent.get(upstream, 0) + 1
+        self._lent[upstream] = count
+        self.load += 1
         waiter.ready(upstream)
+        if upstream.capacity > 1 and self._has_room(upstream) and upstream not in self._free:
+            self._free.insert(0, upstream)
+
+    def _on_room(self, upstream: Upstream) -> None:
+        if upstream in self._open:
+            self._offer(upstream)
 
     def _on_idle_loss(self, upstream: Upstream) -> None:
-        if upstream in self._idle:
-            self._idle.remove(upstream)
+        if upstream in self._free and upstream not in self._lent:
+            self._drop(upstream)
 
     # Connecting
 
     def _dial(self) -> None:
-        if self.connections + len(self._dials) >= self._settings.size:
+        if len(self._open) + len(self._dials) >= self._size:
             return
         try:
             sock = open_client(self.address, mark=self._settings.mark, source=self.source)
@@ -208,10 +228,12 @@ class Pool:
         elif self._closed:
             result.close()
         else:
-            upstream = Upstream(self._loop, result, self.address, self._settings.limits)
+            upstream = self._make(result)
             upstream.used_s = self._loop.time()
             upstream.on_idle_loss = partial(self._on_idle_loss, upstream)
+            upstream.on_room = partial(self._on_room, upstream)
             if upstream.looks_alive():
+                self._open.add(upstream)
                 self._offer(upstream)
             else:
                 # As good as refused; dialling again would go on for ever.
@@ -219,50 +241,45 @@ class Pool:
                 self._on_refused(ConnectionResetError(errno.ECONNRESET, "closed at once"))
 
     def _on_refused(self, error: OSError) -> None:
-        why = Unavailable(
-            f"{self.address}: {error.strerror or error}",
-            is_overload=error.errno in _OUR_LIMITS,
-            is_refused=error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH),
-        )
+        self._redial_at_s = self._loop.time() + REDIAL_S
+        why = Unavailable.because(self.address, error)
         # Without any connection nobody can be served here: let all of them go elsewhere.
-        count = 1 if self.connections or self._dials else len(self._waiting)
+        count = 1 if self._open or self._dials else len(self._waiting)
         for _ in range(count):
             if not self._waiting:
                 return
-            self._waiting.popitem(last=False)[0].unavailable(why)
+            self._next_waiter().unavailable(why)
 
     # Keeping idle connections honest
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._tick_s, self._tick)
         now_s = self._loop.time()
-        for upstream in list(self._idle):
+        for upstream in list(self._free):
+            if upstream in self._lent:
+                continue
             if now_s - upstream.used_s >= self._settings.idle_close_s:
-                self._idle.remove(upstream)
-                upstream.close()
+                self._drop(upstream)
             elif now_s - upstream.heard_s >= self._settings.idle_ping_s:
-                self._idle.remove(upstream)
+                self._free.remove(upstream)
                 self._ping(upstream)
 
     def _ping(self, upstream: Upstream) -> None:
         """A connection that a firewall has forgotten is found now and not by a request."""
-        self._pinging.add(upstream)
 
         def forget(_why: str = "") -> None:
             timer.cancel()
-            self._pinging.discard(upstream)
             self._replace(upstream)
 
-        def answered(reply: Reply) -> None:
+        def answered(is_well: bool) -> None:
             timer.cancel()
-            self._pinging.discard(upstream)
-            if reply.kind == b"-":
-                self._replace(upstream)
-            else:
+            if is_well:
                 self._offer(upstream)
+            else:
+                self._replace(upstream)
 
         timer = self._loop.call_later(PING_TIMEOUT_S, forget)
-        upstream.send(_PING, answered, forget)
+        upstream.ping(answered, forget)
 
     def close(self) -> None:
         """Close what is idle, fail who waits; what is lent closes when it comes back."""
@@ -270,9 +287,8 @@ class Pool:
         self._timer.cancel()
         for dial in list(self._dials):
             dial.cancel()
-        for upstream in [*self._idle, *self._pinging]:
-            upstream.close()
-        self._idle.clear()
+        for upstream in [u for u in self._open if u not in self._lent]:
+            self._drop(upstream)
         gone = Unavailable(f"{self.address}: is no longer listed", is_overload=True)
         while self._waiting:
-            self._waiting.popitem(last=False)[0].unavailable(gone)
+            self._next_waiter().unavailable(gone)

@@ -12,59 +12,42 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
+from typing import NamedTuple
 
 from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
 from proxy.core.model import Address
-from proxy.net.forward import Exchange, Forwarder
-from proxy.net.lane import Lane, LaneSettings
+from proxy.core.translate import resp_reply
+from proxy.net.exchange import Exchange
+from proxy.net.forward import Forwarder
+from proxy.net.lane import Lane
+from proxy.net.resp_upstream import RespUpstream
+from proxy.net.served import Mode, Peer, SessionSettings
 from proxy.net.splice import Splice as SplicedPair
 from proxy.net.stream import Stream
-from proxy.net.upstream import Upstream
 from proxy.wire.detect import Protocol, detect
 from proxy.wire.moa import Ec, error_body
 from proxy.wire.redis_server import SessionState
-from proxy.wire.resp import Command, Limits, ProtocolError, RequestParser, bulk, error
+from proxy.wire.resp import Command, ProtocolError, RequestParser, bulk, error
+from proxy.wire.turbo import Form
 
 _QUEUED_COMMANDS = 1024
 """Commands read ahead of the one that is served; beyond, the client is not read."""
 
 
-class Mode(StrEnum):
-    DETECTING = "detecting"
-    MOA = "moa"
-    RAW = "raw"
+SPOKEN = frozenset({Protocol.RESP, Protocol.TURBO, Protocol.TURBO9})
+"""What is served; the mesh protocol would be one more, and one more hand-over."""
+
+_FORMS = {Protocol.TURBO: Form.PACKET19, Protocol.TURBO9: Form.PACKET9}
 
 
-class Direction(StrEnum):
-    OUTBOUND = "outbound"
-    INBOUND = "inbound"
+class HandOver(NamedTuple):
+    """A client that sends binary packets, with `first` as its first bytes."""
 
-
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """Bounds of one client's connection; times in seconds."""
-
-    limits: Limits
-    max_pending_bytes: int
-    pipeline_depth: int
-    detect_wait_s: float
-    request_read_timeout_s: float
-    lane: LaneSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who a session is between: all that is known when a connection is accepted."""
-
-    direction: Direction
-    client: Address
-    original: Address | None
-    """The address that the client dialled; None when nobody knows it."""
-    original_is_instance: bool
-    source: str | None
-    """Where connections to `original` come from; None: the kernel chooses."""
+    client: Stream
+    lane: Lane
+    peer: Peer
+    form: Form
+    first: bytes
 
 
 class _Slot:
@@ -89,7 +72,9 @@ class Session:
         judge: Callable[[Command, Session], Verdict],
         state: SessionState,
         on_end: Callable[[Session], None],
+        on_packets: Callable[[HandOver], None],
     ) -> None:
+        """`on_packets` takes over a client that turns out to send binary packets."""
         self.peer = peer
         self.state = state
         self.mode = Mode.DETECTING
@@ -102,8 +87,10 @@ class Session:
         self._settings = settings
         self._forwarder = forwarder
         self._metrics = forwarder.metrics
+        self._max_body = forwarder.settings.max_body_bytes
         self._judge = judge
         self._on_end = on_end
+        self._on_packets = on_packets
         self._parser = RequestParser(settings.limits)
         self._commands: deque[Command] = deque()
         self._queued_bytes = 0
@@ -141,7 +128,7 @@ class Session:
             )
         self.client.resume_reading()
 
-    def _on_silence(self, upstream: Upstream | None) -> None:
+    def _on_silence(self, upstream: RespUpstream | None) -> None:
         """Nobody has spoken, and the dialled server was asked for: now we hear it."""
         if upstream is None and self.mode is Mode.DETECTING and not self._is_splicing:
             # connect() should have failed, and did not only because of us.
@@ -162,18 +149,29 @@ class Session:
             self._parse(data)
 
     def _detect(self, first: bytes) -> None:
-        protocol = detect(first)
+        protocol = detect(first, SPOKEN)
         self._unread = first
         self._cancel_silence_timer()
         if protocol is Protocol.UNDECIDED:
             self._start_slow_timer()
         elif protocol is Protocol.OTHER:
             self._begin_splice(first)
+        elif protocol in _FORMS:
+            self._hand_over(_FORMS[protocol], first)
         else:
             self._cancel_slow_timer()
             self.mode = Mode.MOA
             self._unread = b""
             self._parse(first)
+
+    def _hand_over(self, form: Form, first: bytes) -> None:
+        """From here on the client is another session's; nothing of it is ended."""
+        self._cancel_slow_timer()
+        self.mode = Mode.MOA
+        self._unread = b""
+        self._has_ended = True
+        self.client.on_drain = lambda: None
+        self._on_packets(HandOver(self.client, self._lane, self.peer, form, first))
 
     def _parse(self, data: bytes) -> None:
         commands: list[Command] = []
@@ -341,9 +339,10 @@ class Session:
             self._fulfil(slot, verdict.reply)
         elif isinstance(verdict, Forward):
             self.spoke_moa = True
-            self.service = verdict.route.uri
+            self.service = verdict.request.route.uri
             exchange = self._forwarder.prepare(
-                command.raw, verdict.route, lambda reply: self._fulfil(slot, reply)
+                verdict.request,
+                lambda outcome: self._fulfil(slot, resp_reply(outcome, self._max_body)),
             )
             slot.exchange = exchange
             exchange.start()
@@ -426,7 +425,7 @@ class Session:
             self.mode = Mode.RAW
             self._lane.take(self._splice)
 
-    def _splice(self, upstream: Upstream | None) -> None:
+    def _splice(self, upstream: RespUpstream | None) -> None:
         if self._has_ended:
             return
         if upstream is None:

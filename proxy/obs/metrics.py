@@ -34,6 +34,7 @@ class Metrics:
     retried: int = 0
     in_flight: int = 0
     timeouts: int = 0
+    late_replies: int = 0
     passed_on: int = 0
     spliced: int = 0
     protocol_errors: int = 0
@@ -61,6 +62,7 @@ _COUNTERS = {
     "failed": "routed requests that the agent answered with an error",
     "retried": "attempts on another instance",
     "timeouts": "routed requests whose deadline passed",
+    "late_replies": "replies that came after their request's deadline, and were dropped",
     "passed_on": "commands passed to the address that was dialled",
     "spliced": "connections that were not MOA",
     "protocol_errors": "connections that broke the protocol",

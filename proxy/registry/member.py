@@ -52,6 +52,8 @@ def format_member(instance: Instance) -> str:
     cannot be carried never reaches the registry.
     """
     params = [("proto", name) for name in instance.protocols if instance.protocols != ("resp",)]
+    if instance.codec != "json":
+        params.append(("codec", instance.codec))
     if instance.weight != DEFAULT_WEIGHT:
         params.append(("weight", str(instance.weight)))
     if instance.zone:
@@ -126,7 +128,13 @@ def _with_params(address: Address, query: str) -> Instance:
 
 def _protocol(value: str) -> str:
     if not _PROTOCOL.fullmatch(value):
-        raise BadMember(f"proto: expected resp, turbo or mesh, seen {value!r}")
+        raise BadMember(f"proto: expected resp, turbo, turbo9 or mesh, seen {value!r}")
+    return value
+
+
+def _codec(value: str) -> str:
+    if value not in ("json", "hessian2"):
+        raise BadMember(f"codec: expected json or hessian2, seen {value!r}")
     return value
 
 
@@ -151,6 +159,7 @@ def _flag(value: str) -> bool:
 
 
 _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "codec": ("codec", _codec),
     "weight": ("weight", _weight),
     "zone": ("zone", str),
     "pre": ("pre", _flag),

@@ -196,13 +196,14 @@ def error_body(ec: Ec, em: str) -> bytes:
     return json.dumps({"ec": int(ec), "em": em, "result": None}, separators=(",", ":")).encode()
 
 
-_UNSENT = "not sent: "
+UNSENT = "not sent: "
+"""How `em` begins in a 303 that promises that no service has seen the request."""
 _UNSENT_START = b'{"ec":303,"em":"not sent: '
 
 
 def unsent_body(why: str) -> bytes:
     """A 303 that promises that no service has seen the request (docs/PROTOCOL.md §4)."""
-    return error_body(Ec.REMOTING, _UNSENT + why)
+    return error_body(Ec.REMOTING, UNSENT + why)
 
 
 def is_unsent(body: bytes) -> bool:

@@ -138,10 +138,15 @@ def _ping(args: Args, _state: SessionState) -> bytes:
     return bulk(args[0]) if args else b"+PONG\r\n"
 
 
-def _info(_args: Args, state: SessionState) -> bytes:
-    counts = asdict(state.counters)
+def info_json(counters: Counters) -> str:
+    """What INFO answers in every protocol."""
+    counts = asdict(counters)
     moa = {key: counts.pop(key) for key in ("recv", "proc", "error")}
-    return simple(json.dumps({"moa": moa, "network": counts}, separators=(",", ":")))
+    return json.dumps({"moa": moa, "network": counts}, separators=(",", ":"))
+
+
+def _info(_args: Args, state: SessionState) -> bytes:
+    return simple(info_json(state.counters))
 
 
 def _hello(args: Args, state: SessionState) -> bytes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import signal
 import sys
@@ -46,6 +47,7 @@ class DemoService:
         self.name = name
         self.address = ""
         self.received = self.processed = self.failed = 0
+        self._body = b""
 
     async def echo(self, *args: Any) -> Any:
         """The arguments back: one alone, several as a list."""
@@ -70,9 +72,18 @@ class DemoService:
             raise ValueError(f"size {size} is not within 0..{MAX_ELEMENT_BYTES}")
         return "x" * size
 
-    async def handle(self, body: bytes) -> bytes:
-        """Answer one request; whatever goes wrong becomes an `ec`, never a closed connection."""
+    async def digest(self, *_args: Any) -> str:
+        """The SHA-256 of the request's body, as it came."""
+        return hashlib.sha256(self._body).hexdigest()
+
+    async def handle(self, body: bytes, came_as: bytes = b"") -> bytes:
+        """Answer one request; whatever goes wrong becomes an `ec`, never a closed connection.
+
+        `came_as`: the body as it was on the wire, when that was no JSON.
+        """
         self.received += 1
+        # Methods run from here to their first wait without another request between.
+        self._body = came_as or body
         code, message, result = await self._call(body)
         if code == OK:
             self.processed += 1
@@ -99,7 +110,7 @@ class DemoService:
             return FAILED, f"{type(error).__name__}: {error}", None
 
     def _method(self, name: str) -> Callable[..., Awaitable[Any]] | None:
-        known = (self.echo, self.whoami, self.sleep, self.fail, self.big)
+        known = (self.echo, self.whoami, self.sleep, self.fail, self.big, self.digest)
         methods = {method.__name__: method for method in known}
         return methods.get(name.lower())  # old servers match it without case
 

@@ -12,11 +12,12 @@ from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
 from proxy.core.routing import Router
 from proxy.net.forward import Forwarder, ForwardSettings
 from proxy.net.lane import LaneSettings
-from proxy.net.pool import PoolSettings
-from proxy.net.session import SessionSettings
+from proxy.net.pool_types import PoolSettings
+from proxy.net.served import SessionSettings
 from proxy.net.stream import Stream
 from proxy.obs.metrics import Metrics
 from proxy.wire.resp import Command, Limits, RequestParser
+from proxy.wire.turbo import Cmd, Form, Packet, PacketParser, encode_answer
 
 LIMITS = Limits()
 WITHIN_S = 5.0
@@ -196,9 +197,37 @@ class Connection:
         reset(self.sock)
 
 
+class PacketConnection:
+    """The server's side of a connection that carries binary packets."""
+
+    def __init__(self, sock: socket.socket, form: Form = Form.PACKET19) -> None:
+        self.sock = sock
+        self._parser = PacketParser(form=form)
+        self._packets: list[Packet] = []
+
+    async def packet(self) -> Packet:
+        """The next packet of the other side."""
+        loop = asyncio.get_running_loop()
+        while not self._packets:
+            data = await asyncio.wait_for(loop.sock_recv(self.sock, 65536), WITHIN_S)
+            assert data, "the other side closed, expected a packet"
+            self._packets += self._parser.feed(data)
+        return self._packets.pop(0)
+
+    def answer(self, to: Packet, body: bytes, extension: int = 0) -> bytes:
+        """Send a RESP to a packet; its bytes."""
+        data = encode_answer(to, Cmd.RESP, body, extension)
+        self.send(data)
+        return data
+
+    def send(self, data: bytes) -> None:
+        assert self.sock.send(data) == len(data)
+
+
 def pool_settings(**changes: float) -> PoolSettings:
     values = {
         "size": 2,
+        "shared_size": 2,
         "queue": 8,
         "connect_timeout_s": 2.0,
         "idle_ping_s": 60.0,
@@ -207,12 +236,13 @@ def pool_settings(**changes: float) -> PoolSettings:
     } | changes
     return PoolSettings(
         size=int(values["size"]),
+        shared_size=int(values["shared_size"]),
         queue=int(values["queue"]),
         connect_timeout_s=values["connect_timeout_s"],
         idle_ping_s=values["idle_ping_s"],
         idle_close_s=values["idle_close_s"],
         mark=0,
-        limits=LIMITS,
+        max_reply_bytes=LIMITS.max_element,
     )
 
 
@@ -225,7 +255,9 @@ def forwarder_of(
 ) -> Forwarder:
     made = Forwarder(
         asyncio.get_running_loop(),
-        ForwardSettings(timeout_s=timeout_s, pool=pool or pool_settings()),
+        ForwardSettings(
+            timeout_s=timeout_s, max_body_bytes=LIMITS.max_element, pool=pool or pool_settings()
+        ),
         Router(zone="", default_group="*", pre=False),
         Metrics(),
         random.Random(1),
@@ -239,6 +271,7 @@ def session_settings(**changes: float) -> SessionSettings:
     values = {
         "max_pending_bytes": 256 * 1024,
         "pipeline_depth": 1,
+        "packets_at_once": 128,
         "detect_wait_s": 0.02,
         "request_read_timeout_s": 0.1,
     } | changes
@@ -246,6 +279,8 @@ def session_settings(**changes: float) -> SessionSettings:
         limits=LIMITS,
         max_pending_bytes=int(values["max_pending_bytes"]),
         pipeline_depth=int(values["pipeline_depth"]),
+        packets_at_once=int(values["packets_at_once"]),
+        max_packet=LIMITS.max_element,
         detect_wait_s=values["detect_wait_s"],
         request_read_timeout_s=values["request_read_timeout_s"],
         lane=LaneSettings(LIMITS, connect_timeout_s=2.0, patience_s=2.0, mark=0),

@@ -61,7 +61,7 @@ def ec_of(reply: bytes | Callable[[], bytes] | None) -> int:
 def test_a_known_service_is_routed_whatever_was_dialled(dialled: Dialled) -> None:
     verdict = judge(get(), dialled)
     assert isinstance(verdict, Forward)
-    assert verdict.route.uri == "/service/demo"
+    assert verdict.request.route.uri == "/service/demo"
 
 
 def test_the_group_does_not_decide_whether_a_service_is_known() -> None:

@@ -9,11 +9,18 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from proxy.core.model import Address, ServiceTable
-from proxy.net.forward import Exchange, Forwarder
+from proxy.core.message import Wire, request_of_command
+from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
+from proxy.core.translate import resp_reply
+from proxy.net.exchange import Exchange
+from proxy.net.forward import Forwarder
+from proxy.net.turbo_upstream import CAPACITY
+from proxy.wire import hessian
 from proxy.wire.moa import Ec, Route
-from proxy.wire.resp import bulk, encode_command
+from proxy.wire.resp import Command, bulk, encode_command
+from proxy.wire.turbo import EXT_HESSIAN, encode_pong
 from tests.unit.net_support import (
+    PacketConnection,
     Server,
     forwarder_of,
     pool_settings,
@@ -48,7 +55,8 @@ class Call:
     def __init__(self, forwarder: Forwarder, body: bytes = b"{}", route: Route = ROUTE) -> None:
         self.replies: list[bytes] = []
         self.exchange: Exchange = forwarder.prepare(
-            encode_command(b"GET", body), route, self.replies.append
+            request_of_command(route, Command((b"GET", body), encode_command(b"GET", body))),
+            lambda outcome: self.replies.append(resp_reply(outcome, 1 << 21)),
         )
         self.exchange.start()
 
@@ -149,7 +157,7 @@ async def test_a_deadline_in_the_queue_is_a_timeout_too(server: Server) -> None:
     calls = [Call(forwarder) for _ in range(3)]
     await until(lambda: all(c.replies for c in calls))
     assert [c.ec for c in calls] == [Ec.TIMEOUT] * 3
-    assert forwarder.pools[server.address].load == 0
+    assert forwarder.pools.get(server.address, Wire.RESP).load == 0
     forwarder.close()
 
 
@@ -179,7 +187,7 @@ async def test_a_cancelled_request_gets_no_reply_and_gives_back_its_place(
     else:
         call.exchange.cancel()
         call.exchange.cancel()
-    pool = forwarder.pools[server.address]
+    pool = forwarder.pools.get(server.address, Wire.RESP)
     await until(lambda: pool.load == 0)
     last = Call(forwarder)
     number = 1 if when == "sent" else 0
@@ -204,7 +212,7 @@ async def test_each_of_many_callers_gets_its_own_reply(server: Server) -> None:
     for n, call in calls.items():
         wanted = [] if n in left and not call.replies else [bulk(b'{"n":%d}' % n)]
         assert call.replies == wanted
-    assert forwarder.pools[server.address].connections <= 4
+    assert forwarder.pools.get(server.address, Wire.RESP).connections <= 4
     answering.cancel()
     forwarder.close()
 
@@ -247,7 +255,7 @@ async def test_an_instance_taken_off_the_list_finishes_what_it_has(
     connection.send(OK)
     await until(lambda: running.replies)
     assert running.replies == [OK]
-    assert list(forwarder.pools) == [other.address]
+    assert [pool.address for pool in forwarder.pools] == [other.address]
     assert await read_end(connection.sock) == b""
     forwarder.close()
 
@@ -256,9 +264,9 @@ async def test_close_fails_everybody_and_starts_nothing(server: Server, other: S
     forwarder = forwarder_of(table_of(URI, server.address, other.address), pool_settings(size=1))
     calls = [Call(forwarder) for _ in range(6)]
     forwarder.close()
-    assert forwarder.pools == {}
+    assert list(forwarder.pools) == []
     await turns()
-    assert forwarder.pools == {}
+    assert list(forwarder.pools) == []
     # Those that were sent nothing know; those under way end with their connection.
     assert all(len(c.replies) <= 1 for c in calls)
 
@@ -279,7 +287,7 @@ async def test_a_transport_failure_in_a_reply_is_passed_on_and_counts(server: Se
 async def test_an_address_of_our_own_host_is_dialled_from_the_guard_address() -> None:
     guarded = await Server.start()
     forwarder = forwarder_of(table_of(URI, guarded.address))
-    forwarder._source_for = lambda _address: "127.0.0.6"
+    forwarder.pools._source_for = lambda _address: "127.0.0.6"
     call = Call(forwarder)
     connection = await guarded.connection()
     assert connection.sock.getpeername()[0] == "127.0.0.6"
@@ -291,3 +299,107 @@ async def test_an_address_of_our_own_host_is_dialled_from_the_guard_address() ->
 
 def test_addresses_are_told_as_text() -> None:
     assert str(Address("::1", 5)) == "[::1]:5"
+
+
+# Instances that speak binary packets
+
+
+def turbo_table(*servers: Server) -> ServiceTable:
+    instances = [Instance(s.address, protocols=("turbo",)) for s in servers]
+    return ServiceTable.build({ServiceKey(URI): instances})
+
+
+async def test_many_requests_share_a_connection_to_a_server_of_packets(server: Server) -> None:
+    forwarder = forwarder_of(turbo_table(server), pool_settings(queue=200))
+    calls = [Call(forwarder, b'{"n":%d}' % n) for n in range(100)]
+    far = PacketConnection((await server.connection()).sock)
+    packets = [await far.packet() for _ in calls]
+    assert forwarder.load(server.address) == 100
+    for packet in reversed(packets):
+        far.answer(packet, b'{"ec":200,"em":"","result":%s}' % packet.body)
+    await until(lambda: all(call.replies for call in calls))
+    for n, call in enumerate(calls):
+        assert call.replies == [bulk(b'{"ec":200,"em":"","result":{"n":%d}}' % n)]
+    assert forwarder.load(server.address) == 0
+    assert sum(pool.connections for pool in forwarder.pools) <= 2
+    forwarder.close()
+
+
+async def test_one_that_expires_does_not_cost_the_others_their_connection(server: Server) -> None:
+    forwarder = forwarder_of(turbo_table(server), timeout_s=0.1)
+    expired = Call(forwarder)
+    far = PacketConnection((await server.connection()).sock)
+    late = await far.packet()
+    await until(lambda: expired.replies)
+    assert expired.ec == Ec.TIMEOUT
+    far.send(encode_pong(await far.packet()))
+    far.answer(late, b'{"ec":200,"result":"late"}')
+    second = Call(forwarder)
+    far.answer(await far.packet(), b'{"ec":200,"result":"second"}')
+    await until(lambda: second.replies)
+    assert b"second" in second.replies[0]
+    assert len(expired.replies) == 1
+    assert forwarder.metrics.late_replies == 1
+    assert len(server.connections) == 1
+    forwarder.close()
+
+
+async def test_a_lost_connection_fails_each_request_once(server: Server) -> None:
+    forwarder = forwarder_of(turbo_table(server))
+    calls = [Call(forwarder) for _ in range(6)]
+    far = PacketConnection((await server.connection()).sock)
+    for _ in calls:
+        await far.packet()
+    (await server.connection()).reset()
+    await until(lambda: all(call.replies for call in calls))
+    assert [call.ec for call in calls] == [Ec.REMOTING] * 6
+    assert forwarder.load(server.address) == 0
+    forwarder.close()
+
+
+async def test_more_than_a_connection_takes_waits_and_the_queue_is_bounded(server: Server) -> None:
+    forwarder = forwarder_of(turbo_table(server), pool_settings(queue=5, shared_size=1))
+    calls = [Call(forwarder, b'{"n":%d}' % n) for n in range(5)]
+    far = PacketConnection((await server.connection()).sock)
+    calls += [Call(forwarder, b'{"n":%d}' % n) for n in range(5, CAPACITY + 6)]
+    assert calls[-1].ec == Ec.THREAD_POOL_IS_FULL
+    packets = [await far.packet() for _ in range(CAPACITY)]
+    await turns()
+    for packet in packets:
+        far.answer(packet, b'{"ec":200}')
+    for _ in range(5):
+        far.answer(await far.packet(), b'{"ec":200}')
+    await until(lambda: all(call.replies for call in calls))
+    forwarder.close()
+
+
+async def test_a_closed_pool_lets_what_is_under_way_end(server: Server) -> None:
+    forwarder = forwarder_of(turbo_table(server))
+    calls = [Call(forwarder) for _ in range(3)]
+    far = PacketConnection((await server.connection()).sock)
+    packets = [await far.packet() for _ in calls]
+    forwarder.update(ServiceTable())
+    for packet in packets:
+        far.answer(packet, b'{"ec":200}')
+    await until(lambda: all(call.replies for call in calls))
+    assert await read_end(far.sock) == b""
+    forwarder.close()
+
+
+async def test_what_cannot_be_translated_is_not_sent(server: Server) -> None:
+    instance = Instance(server.address, protocols=("turbo",), codec="hessian2")
+    forwarder = forwarder_of(ServiceTable.build({ServiceKey(URI): [instance]}))
+    call = Call(forwarder, b'{"params":{"args":[123456789012345678901]}}')
+    await until(lambda: call.replies)
+    assert call.ec == Ec.SERIALIZATION
+    assert "$.params.args[0]" in call.em
+    assert forwarder.load(server.address) == 0
+    second = Call(forwarder)
+    far = PacketConnection((await server.connection()).sock)
+    packet = await far.packet()
+    assert packet.extension == EXT_HESSIAN
+    far.answer(packet, hessian.json_to_hessian(b'{"ec":503,"em":"x"}'), EXT_HESSIAN)
+    await until(lambda: second.replies)
+    assert second.ec == 503
+    assert forwarder.health.describe(server.address, 0.0)["failures"] == 0
+    forwarder.close()

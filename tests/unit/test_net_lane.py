@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from proxy.core.model import Address
 from proxy.net.lane import Lane, LaneSettings
-from proxy.net.upstream import Upstream
+from proxy.net.resp_upstream import RespUpstream
 from tests.unit.net_support import LIMITS, Server, read_end, turns, until
 
 PING = b"*1\r\n$4\r\nPING\r\n"
@@ -132,7 +132,7 @@ async def test_held_bytes_leave_with_the_connection(server: Server) -> None:
     connection.send(b"held")
     await turns()
     assert driven.events == []
-    taken: list[Upstream | None] = []
+    taken: list[RespUpstream | None] = []
     driven.lane.take(taken.append)
     assert not driven.lane.is_open
     assert taken[0] is not None
@@ -196,7 +196,7 @@ async def test_a_command_does_not_wait_for_a_connect_that_takes_long(deaf: Addre
     driven = Driven(deaf, patience_s=0.05)
     driven.request("a")
     await until(lambda: driven.events == [("a", "unreachable")])
-    taken: list[Upstream | None] = []
+    taken: list[RespUpstream | None] = []
     driven.lane.take(taken.append)
     await until(lambda: taken == [None])
     assert driven.events == [("a", "unreachable")]

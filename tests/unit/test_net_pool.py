@@ -12,9 +12,11 @@ import pytest_asyncio
 
 from proxy.core.model import Address
 from proxy.net import pool as pool_module
-from proxy.net.pool import Pool, Unavailable, Waiter
+from proxy.net.pool import Pool
+from proxy.net.pool_types import Unavailable, Waiter
+from proxy.net.resp_upstream import RespUpstream
 from proxy.net.upstream import Upstream
-from tests.unit.net_support import Server, pool_settings, turns, until
+from tests.unit.net_support import LIMITS, Server, pool_settings, read_end, turns, until
 
 REQUEST = b"*1\r\n$4\r\nPING\r\n"
 
@@ -50,7 +52,19 @@ class User:
 
 
 def make(server: Server, **settings: float) -> Pool:
-    return Pool(asyncio.get_running_loop(), server.address, pool_settings(**settings))
+    return pool_of(server.address, None, **settings)
+
+
+def pool_of(address: Address, source: str | None, **settings: float) -> Pool:
+    loop, chosen = asyncio.get_running_loop(), pool_settings(**settings)
+    return Pool(
+        loop,
+        address,
+        chosen,
+        lambda sock: RespUpstream(loop, sock, address, LIMITS),
+        chosen.size,
+        source,
+    )
 
 
 async def test_a_connection_is_used_again(server: Server) -> None:
@@ -175,7 +189,7 @@ async def test_a_server_that_closes_behind_its_reply_gets_a_new_connection(
 async def test_a_connection_that_is_dead_on_arrival_is_a_refusal(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Upstream, "looks_alive", lambda _self: False)
+    monkeypatch.setattr(RespUpstream, "looks_alive", lambda _self: False)
     pool = make(server, size=1)
     user = User(pool)
     await until(user.told)
@@ -205,11 +219,12 @@ async def test_our_own_want_of_descriptors_is_not_the_instances_fault(
 # Idle connections
 
 
-async def _idle_pool(server: Server, **settings: float) -> tuple[Pool, Upstream]:
+async def _idle_pool(server: Server, **settings: float) -> tuple[Pool, RespUpstream]:
     pool = make(server, **{"size": 1, **settings})
     user = User(pool)
     await until(user.told)
     user.give_back()
+    assert isinstance(user.upstream, RespUpstream)
     return pool, user.upstream
 
 
@@ -280,8 +295,8 @@ async def test_close_fails_who_waits_and_closes_what_comes_back(server: Server) 
     assert first.refusals == []
     assert not first.upstream.is_lost
     first.give_back()
-    await until(lambda: first.upstream.stream.is_closed)
     assert pool.connections == 0
+    assert await read_end((await server.connection()).sock) == b""
 
 
 async def test_close_cancels_a_dial(server: Server) -> None:
@@ -295,9 +310,7 @@ async def test_close_cancels_a_dial(server: Server) -> None:
 
 
 async def test_an_address_that_cannot_be_dialled_at_all() -> None:
-    pool = Pool(
-        asyncio.get_running_loop(), Address("127.0.0.1", 9), pool_settings(), source="203.0.113.9"
-    )
+    pool = pool_of(Address("127.0.0.1", 9), source="203.0.113.9")
     user = User(pool)
     await until(user.told)
     assert user.refusals

@@ -14,7 +14,8 @@ import pytest_asyncio
 from proxy.core.dispatch import Dialled, judge_inbound, judge_outbound
 from proxy.core.model import Address, ServiceTable
 from proxy.net.forward import Forwarder
-from proxy.net.session import Direction, Mode, Peer, Session
+from proxy.net.served import Direction, Mode, Peer
+from proxy.net.session import Session
 from proxy.wire.redis_server import Counters, SessionState
 from proxy.wire.resp import bulk, encode_command
 from tests.unit.net_support import (
@@ -98,6 +99,7 @@ class Client:
             ),
             SessionState(1, Counters()),
             self._on_end,
+            lambda taken: pytest.fail(f"no packets were sent: {taken}"),
         )
         self.session.start()
 

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from proxy.core.model import Address
-from proxy.net.upstream import Upstream
+from proxy.net.resp_upstream import RespUpstream
 from proxy.wire.resp import Limits, Reply
 from tests.unit.net_support import fill, is_open, read_end, reset, tcp_pair, turns, until
 
@@ -21,7 +21,7 @@ class Asked:
     def __init__(self, limits: Limits | None = None) -> None:
         near, self.far = tcp_pair()
         address = Address(*near.getpeername()[:2])
-        self.upstream = Upstream(asyncio.get_running_loop(), near, address, limits or Limits())
+        self.upstream = RespUpstream(asyncio.get_running_loop(), near, address, limits or Limits())
         self.replies: list[bytes] = []
         self.losses: list[str] = []
         self.idle_losses = 0

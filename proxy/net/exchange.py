@@ -1,0 +1,245 @@
+"""One request on its way: an instance, a connection, the reply; another instance if need be.
+
+Rule: what was never sent may be tried on another instance; what was sent is not, because it
+may have been executed. Every request ends with exactly one reply, at the latest at its
+deadline, unless its client has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from proxy.core.deadline import effective_timeout_s
+from proxy.core.health import REFUSED
+from proxy.core.message import Failure, MoaRequest, Outcome, reply_of, speech_of
+from proxy.core.model import Address, Instance
+from proxy.core.retry import may_retry
+from proxy.core.routing import Candidates
+from proxy.core.translate import CannotTranslate, request_frame
+from proxy.net.pool import Pool
+from proxy.net.pool_types import Unavailable, Waiter
+from proxy.net.upstream import Upstream
+from proxy.obs.metrics import ServiceCounts
+from proxy.wire.moa import Ec, is_transport_failure
+from proxy.wire.resp import Reply
+from proxy.wire.turbo import Packet
+
+if TYPE_CHECKING:
+    from proxy.net.forward import Forwarder
+
+MAX_UNSENT_RETRIES = 3
+"""Instances that may turn out to be dead before a request gives up; none of them saw it."""
+
+OutcomeCallback = Callable[[Outcome], None]
+
+_NOT_TRIED = Unavailable("no instance")
+
+
+class Exchange:
+    """A request and the way to its one reply."""
+
+    __slots__ = (
+        "_attempt",
+        "_candidates",
+        "_counts",
+        "_deadline_s",
+        "_done",
+        "_forwarder",
+        "_number",
+        "_on_outcome",
+        "_pool",
+        "_request",
+        "_sent_on",
+        "_speech",
+        "_timer",
+        "_tried",
+        "_waiter",
+        "instance",
+    )
+
+    def __init__(
+        self, forwarder: Forwarder, request: MoaRequest, on_outcome: OutcomeCallback
+    ) -> None:
+        self._forwarder = forwarder
+        self._request = request
+        self._on_outcome = on_outcome
+        self._candidates: Candidates = forwarder.candidates(request.route)
+        self._counts: ServiceCounts = forwarder.metrics.service(request.route.uri)
+        self._tried: frozenset[Address] = frozenset()
+        self._attempt = 0
+        self._deadline_s = 0.0
+        self._pool: Pool | None = None
+        self._waiter: Waiter | None = None
+        self._sent_on: Upstream | None = None
+        self._number = 0
+        self._speech = request.speech
+        self._timer: asyncio.TimerHandle | None = None
+        self._done = False
+        self.instance: Instance | None = None
+
+    def start(self) -> None:
+        metrics = self._forwarder.metrics
+        metrics.requests += 1
+        metrics.in_flight += 1
+        self._counts.requests += 1
+        self._try_next(_NOT_TRIED)
+
+    def _try_next(self, last: Unavailable) -> None:
+        instance = self._forwarder.choose(self._candidates, self._tried)
+        if instance is None:
+            self._give_up(last)
+            return
+        forwarder = self._forwarder
+        now_s = forwarder.loop.time()
+        if self._timer is None:
+            timeout_s = effective_timeout_s(
+                instance_ms=instance.timeout_ms, default_s=forwarder.settings.timeout_s
+            )
+            self._deadline_s = now_s + timeout_s
+            self._timer = forwarder.loop.call_at(self._deadline_s, self._expire)
+        self._attempt += 1
+        self.instance = instance
+        forwarder.health.begin(instance.address, now_s)
+        self._speech = speech_of(instance, self._request.speech)
+        # Kept: the table, and with it the address's pool, may change before the reply.
+        self._pool = forwarder.pools.get(instance.address, self._speech.wire)
+        self._waiter = Waiter(self._on_connection, self._on_unavailable)
+        self._pool.acquire(self._waiter)
+
+    def _give_up(self, last: Unavailable) -> None:
+        if not self._candidates.instances:
+            steps = "; ".join(self._candidates.steps)
+            self._fail(Ec.SERVICE_NOT_FOUND, f"no instance of {self._request.route.uri}: {steps}")
+        elif last.is_overload:
+            self._fail(Ec.THREAD_POOL_IS_FULL, f"{self._request.route.uri}: {last.why}")
+        else:
+            self._fail(Ec.REMOTING, f"{self._request.route.uri}: {last.why}")
+
+    def _on_connection(self, upstream: Upstream) -> None:
+        """Translated no sooner than now: most of what never gets here need not be."""
+        self._waiter = None
+        pool = self._pool
+        assert pool is not None
+        try:
+            frame = request_frame(
+                self._request, self._speech, self._forwarder.settings.max_body_bytes
+            )
+        except CannotTranslate as error:
+            pool.release(upstream)
+            uri = self._request.route.uri
+            self._fail(Ec.SERIALIZATION, f"{uri}: {error}; the request was not sent")
+            return
+        self._sent_on = upstream
+        self._number = upstream.send(frame, self._on_upstream_reply, self._on_loss)
+
+    def _on_unavailable(self, why: Unavailable) -> None:
+        self._waiter = None
+        assert self.instance is not None
+        address, forwarder = self.instance.address, self._forwarder
+        if not why.is_overload:
+            weight = REFUSED if why.is_refused else 1
+            forwarder.health.record_failure(address, forwarder.loop.time(), weight)
+            self._counts.transport_failures += 1
+        self._tried |= {address}
+        if may_retry(
+            sent=False,
+            idempotent=False,
+            attempt=self._attempt,
+            remaining_s=self._deadline_s - forwarder.loop.time(),
+            max_retries=MAX_UNSENT_RETRIES,
+        ):
+            forwarder.metrics.retried += 1
+            # The table may have changed, and be the reason.
+            self._candidates = forwarder.candidates(self._request.route)
+            self._try_next(why)
+        else:
+            self._give_up(why)
+
+    def _on_upstream_reply(self, answer: Reply | Packet) -> None:
+        upstream, pool = self._sent_on, self._pool
+        assert upstream is not None
+        assert pool is not None
+        self._sent_on = None
+        forwarder = self._forwarder
+        address, now_s = upstream.address, forwarder.loop.time()
+        reply = reply_of(answer, forwarder.settings.max_body_bytes)
+        if reply.is_unsent and not self._done:
+            pool.release(upstream)
+            why = f"{address}: its agent cannot reach it"
+            self._on_unavailable(Unavailable(why, is_refused=True))
+            return
+        is_failure = reply.ec is not None and is_transport_failure(reply.ec)
+        if is_failure:
+            forwarder.health.record_failure(address, now_s)
+            self._counts.transport_failures += 1
+        else:
+            forwarder.health.record_success(address, now_s)
+        # First: the client's next request, which the reply may set off, can use it again.
+        pool.release(upstream)
+        if not self._done:
+            if is_failure:
+                forwarder.metrics.transport_errors += 1
+            else:
+                forwarder.metrics.ok += 1
+            self._end(reply)
+
+    def _on_loss(self, why: str) -> None:
+        upstream, self._sent_on = self._sent_on, None
+        assert upstream is not None
+        assert self._pool is not None
+        forwarder = self._forwarder
+        forwarder.health.record_failure(upstream.address, forwarder.loop.time())
+        self._counts.transport_failures += 1
+        self._pool.discard(upstream)
+        uri = self._request.route.uri
+        em = f"{uri}: {why} before it replied; the request may have been executed"
+        self._fail(Ec.REMOTING, em)
+
+    def _expire(self) -> None:
+        if self._done:
+            return
+        forwarder = self._forwarder
+        forwarder.metrics.timeouts += 1
+        where = f" from {self.instance.address}" if self.instance else ""
+        sent = self._sent_on is not None
+        if self.instance is not None:
+            forwarder.health.record_failure(self.instance.address, forwarder.loop.time())
+            self._counts.transport_failures += 1
+        self._let_go()
+        detail = "no reply" if sent else "no connection"
+        self._fail(Ec.TIMEOUT, f"{self._request.route.uri}: {detail}{where} before the deadline")
+
+    def cancel(self) -> None:
+        """The client has gone. Over RESP, closing is how the server learns it."""
+        if not self._done:
+            self._forwarder.metrics.clients_cancelled += 1
+            self._let_go()
+            self._finish()
+
+    def _let_go(self) -> None:
+        """Leave the connection or the queue; a late reply must not meet another request."""
+        if self._waiter is not None and self._pool is not None:
+            self._pool.leave(self._waiter)
+            self._waiter = None
+        if self._sent_on is not None and self._pool is not None:
+            upstream, self._sent_on = self._sent_on, None
+            self._pool.abandon(upstream, self._number)
+
+    def _fail(self, ec: Ec, em: str) -> None:
+        if self._done:
+            return
+        self._forwarder.metrics.failed += 1
+        self._counts.failed += 1
+        self._end(Failure(ec, em))
+
+    def _end(self, outcome: Outcome) -> None:
+        self._finish()
+        self._on_outcome(outcome)
+
+    def _finish(self) -> None:
+        self._done = True
+        self._forwarder.metrics.in_flight -= 1
+        if self._timer is not None:
+            self._timer.cancel()

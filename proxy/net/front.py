@@ -1,0 +1,102 @@
+"""Accepted sockets become sessions, of the protocol that their first bytes tell."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Callable
+
+from proxy.core.dispatch import Dialled, Verdict, judge_inbound, judge_outbound
+from proxy.core.packets import judge_packet_inbound, judge_packet_outbound
+from proxy.net.forward import Forwarder
+from proxy.net.packet_session import PacketSession
+from proxy.net.served import Direction, Peer, Served, SessionSettings
+from proxy.net.session import HandOver, Session
+from proxy.wire.redis_server import Counters, SessionState
+from proxy.wire.resp import Command
+from proxy.wire.turbo import Packet
+
+
+class Front:
+    """Owns the sessions; `on_end` tells that one of them has gone."""
+
+    def __init__(
+        self, settings: SessionSettings, forwarder: Forwarder, on_end: Callable[[], None]
+    ) -> None:
+        self.sessions: dict[int, Served] = {}
+        self._settings = settings
+        self._forwarder = forwarder
+        self._on_end = on_end
+        self._ids = itertools.count(1)
+        self._counters = Counters()
+
+    def serve(self, sock: socket.socket, peer: Peer) -> None:
+        """Begin to serve a connection, whose socket is ours from now on."""
+        number = next(self._ids)
+        state = SessionState(
+            number, self._counters, peer=str(peer.client), local=str(peer.original or "")
+        )
+        session = Session(
+            sock,
+            peer,
+            self._settings,
+            self._forwarder,
+            self._judge if peer.direction is Direction.OUTBOUND else _judge_inbound,
+            state,
+            lambda _session: self._forget(number),
+            lambda taken: self._serve_packets(number, taken),
+        )
+        self._counters.connections += 1
+        self.sessions[number] = session
+        session.start()
+
+    def _serve_packets(self, number: int, taken: HandOver) -> None:
+        is_outbound = taken.peer.direction is Direction.OUTBOUND
+        session = PacketSession(
+            taken,
+            self._settings,
+            self._forwarder,
+            self._judge_packet if is_outbound else self._judge_packet_inbound,
+            lambda _session: self._forget(number),
+        )
+        self.sessions[number] = session
+        session.start()
+
+    def _forget(self, number: int) -> None:
+        del self.sessions[number]
+        self._counters.connections -= 1
+        self._on_end()
+
+    def _judge(self, command: Command, session: Session) -> Verdict:
+        self._counters.recv += 1
+        return judge_outbound(
+            command,
+            self._forwarder.table,
+            _dialled(session.peer),
+            spoke_moa=session.spoke_moa,
+            state=session.state,
+        )
+
+    def _judge_packet(self, packet: Packet, session: PacketSession) -> Verdict:
+        self._counters.recv += 1
+        return judge_packet_outbound(
+            packet,
+            self._forwarder.table,
+            _dialled(session.peer),
+            spoke_moa=session.spoke_moa,
+            is_first=not session.requests,
+            max_body=self._settings.max_packet,
+            counters=self._counters,
+        )
+
+    def _judge_packet_inbound(self, packet: Packet, session: PacketSession) -> Verdict:
+        is_first = not session.requests
+        return judge_packet_inbound(packet, is_first=is_first, max_body=self._settings.max_packet)
+
+
+def _dialled(peer: Peer) -> Dialled:
+    return Dialled(peer.original is not None, peer.original_is_instance)
+
+
+def _judge_inbound(command: Command, _session: Session) -> Verdict:
+    return judge_inbound(command)

@@ -1,0 +1,318 @@
+"""One client's connection that carries binary packets: many requests, replies in any order.
+
+Takes over from `Session` when the first bytes say so. A packet is routed, passed on to the
+dialled address, or answered, by itself; nothing has to wait for anything but room: requests
+at once, bytes of them, and a client that reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
+from proxy.core.message import Failure, Outcome
+from proxy.core.model import Address
+from proxy.core.packets import refuse
+from proxy.core.translate import packet_failure, packet_reply
+from proxy.net.exchange import Exchange
+from proxy.net.forward import Forwarder
+from proxy.net.packet_lane import PacketLane
+from proxy.net.packet_reader import PacketReader
+from proxy.net.served import Mode, SessionSettings
+from proxy.net.session import HandOver
+from proxy.net.splice import Splice as SplicedPair
+from proxy.net.stream import Stream
+from proxy.wire.moa import Ec
+from proxy.wire.turbo import Packet, PacketLimits
+
+
+class PacketSession:
+    """Serves one client until it ends; `on_end` is called once."""
+
+    def __init__(
+        self,
+        taken: HandOver,
+        settings: SessionSettings,
+        forwarder: Forwarder,
+        judge: Callable[[Packet, PacketSession], Verdict],
+        on_end: Callable[[PacketSession], None],
+    ) -> None:
+        self.peer = taken.peer
+        self.mode = Mode.MOA
+        self.spoke_moa = False
+        self.service = ""
+        self.requests = 0
+        self.started_s = forwarder.loop.time()
+        self.client = taken.client
+        self._loop = forwarder.loop
+        self._settings = settings
+        self._forwarder = forwarder
+        self._metrics = forwarder.metrics
+        self._judge = judge
+        self._on_end = on_end
+        self._first = taken.first
+        self._reader = PacketReader(
+            forwarder.loop,
+            taken.client,
+            taken.form,
+            PacketLimits(settings.max_packet),
+            self._slow_after_s,
+            self._on_slow_packet,
+        )
+        self._calls: dict[Exchange, int] = {}
+        """What is on its way, with the size of each."""
+        self._called_bytes = 0
+        self._is_awaited = taken.lane.is_wanted
+        replies = PacketLimits(settings.lane.limits.max_element)
+        patience_s = settings.lane.patience_s
+        self._lane = PacketLane(forwarder.loop, taken.lane, taken.form, replies, patience_s, self)
+        self._spliced: SplicedPair | None = None
+        self._to_server = b""
+        self._is_splicing = False
+        self._is_pumping = False
+        self._is_closing = False
+        self._has_ended = False
+
+    def start(self) -> None:
+        """Begin with the bytes that were read already; calls `on_end` when it is over."""
+        self.client.on_data = self._on_data
+        self.client.on_eof = self._pump
+        self.client.on_close = self._on_client_close
+        self.client.on_drain = self._on_client_drain
+        if self._is_awaited:
+            # What the dialled server does with it is ours to hear from now on.
+            self._lane.open()
+        first, self._first = self._first, b""
+        self._on_data(first)
+
+    @property
+    def _expects_moa(self) -> bool:
+        """Whether the far end is known to be a MOA server, or is nobody."""
+        return self.peer.original_is_instance or self.peer.original is None or self.spoke_moa
+
+    # Reading the client
+
+    def _on_data(self, data: bytes) -> None:
+        if self._is_splicing:
+            self._to_server += data
+            self._throttle()
+            return
+        self._reader.feed(data)
+        self._throttle()
+        self._pump()
+
+    def _throttle(self) -> None:
+        """Stop reading a client that is far ahead, and go on when it no longer is."""
+        ahead = (
+            bool(self._reader.packets)
+            or len(self._to_server) > self._settings.max_pending_bytes
+            or self.client.is_congested
+            or self._reader.error is not None
+        )
+        if ahead:
+            self.client.pause_reading()
+        elif not self._is_closing and not self._has_ended and self._spliced is None:
+            self.client.resume_reading()
+
+    def _slow_after_s(self) -> float:
+        if self._expects_moa or self.requests:
+            return self._settings.request_read_timeout_s
+        # What waits for an answer to half a packet speaks something else.
+        return self._settings.detect_wait_s
+
+    def _on_slow_packet(self) -> None:
+        if self._is_over():
+            return
+        if not self._expects_moa and not self.requests:
+            self._begin_splice(b"")
+        else:
+            self._metrics.slow_requests += 1
+            self._end_client()
+
+    def _on_client_drain(self) -> None:
+        self._lane.resume()
+        self._pump()
+
+    def _on_client_close(self, error: OSError | None) -> None:
+        for exchange in list(self._calls):
+            exchange.cancel()
+        self._calls.clear()
+        self._reader.packets.clear()
+        self._lane.close(was_reset=error is not None)
+        self._end()
+
+    def _end_client(self) -> None:
+        self._is_closing = True
+        self.client.close()
+
+    def _end(self) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._reader.stop_timer()
+            self._on_end(self)
+
+    # Packets, each by itself
+
+    def _pump(self) -> None:
+        """Serve packets as far as there is room."""
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        try:
+            while self._reader.packets and self._has_room() and not self._is_over():
+                self._serve(self._reader.packets.popleft())
+        finally:
+            self._is_pumping = False
+        if self._is_splicing or self._is_over():
+            return
+        self._throttle()
+        if not self._reader.packets and not self._calls and not self._lane.owes:
+            self._after_pump()
+
+    def _is_over(self) -> bool:
+        return self._is_splicing or self._is_closing or self._has_ended
+
+    def _has_room(self) -> bool:
+        return (
+            len(self._calls) < self._settings.packets_at_once
+            and self._called_bytes <= self._settings.max_pending_bytes
+            and not self.client.is_congested
+            and not (self._lane.is_open and self._lane.is_congested)
+        )
+
+    def _after_pump(self) -> None:
+        """Nothing is owed: is there anything to come?"""
+        error, is_moa = self._reader.error, self._expects_moa
+        if error is not None:
+            self._metrics.protocol_errors += 1
+            if is_moa or self.requests:
+                self.client.write(refuse(self._reader.begun, self._reader.form, str(error)))
+                self._end_client()
+            else:
+                self._begin_splice(b"")
+        elif self.client.peer_done:
+            if not is_moa and (self._lane.is_open or self._reader.mid_frame):
+                # The dialled server must see our client's end, and what came just before it.
+                self._begin_splice(b"")
+            else:
+                self._end_client()
+
+    def _serve(self, packet: Packet) -> None:
+        verdict = self._judge(packet, self)
+        if isinstance(verdict, Splice):
+            self._begin_splice(packet.raw)
+            return
+        self.requests += 1
+        if isinstance(verdict, Answer):
+            self.client.write(verdict.reply)
+        elif isinstance(verdict, Forward):
+            self._forward(packet, verdict)
+        else:
+            self._pass_on(packet, verdict)
+
+    def _forward(self, packet: Packet, verdict: Forward) -> None:
+        self.spoke_moa = True
+        self.service = verdict.request.route.uri
+        size = len(packet.raw)
+
+        def on_outcome(outcome: Outcome) -> None:
+            self._calls.pop(exchange, None)
+            self._called_bytes -= size
+            limit = self._forwarder.settings.max_body_bytes
+            self.client.write(packet_reply(outcome, packet, limit))
+            self._pump()
+
+        exchange = self._forwarder.prepare(verdict.request, on_outcome)
+        self._calls[exchange] = size
+        self._called_bytes += size
+        exchange.start()
+
+    # The dialled address
+
+    def _pass_on(self, packet: Packet, verdict: ToOriginal) -> None:
+        self._metrics.passed_on += 1
+        self.service = verdict.uri or self.service
+
+        def unreachable() -> None:
+            if verdict.instead is None:
+                self.client.abort()
+            else:
+                self.client.write(verdict.instead())
+                self._pump()
+
+        self._lane.send(packet, unreachable, is_patient=verdict.instead is None)
+
+    def on_lane_packet(self, packet: Packet) -> None:
+        self.client.write(packet.raw)
+        if self.client.is_congested:
+            self._lane.pause()
+        self._pump()
+
+    def on_lane_drain(self) -> None:
+        self._pump()
+
+    def on_lane_end(self, why: str, unanswered: list[Packet], *, was_reset: bool) -> None:
+        """Who waits is told; a client that only the dialled server serves ends as that did."""
+        em = f"{self.peer.original} {why} before it replied; the request may have been executed"
+        for packet in unanswered:
+            self.client.write(packet_failure(Failure(Ec.REMOTING, em), packet))
+        if self._expects_moa or self._calls:
+            self._pump()
+        elif was_reset:
+            self.client.abort()
+        else:
+            self._end_client()
+
+    def on_lane_broken(self, rest: bytes) -> None:
+        if self._expects_moa or self._calls:
+            self._metrics.protocol_errors += 1
+            self.client.abort()
+            self._lane.close(was_reset=True)
+            return
+        self._begin_splice(b"", rest)
+
+    # Traffic that is not MOA
+
+    def _unparsed(self) -> bytes:
+        rest, self._to_server = self._to_server + self._reader.take_all(), b""
+        return rest
+
+    def _begin_splice(self, to_server: bytes, to_client: bytes = b"") -> None:
+        """What the client sends is not ours: join it with the address that it dialled."""
+        self._is_splicing = True
+        self._to_server = to_server + self._unparsed()
+        self.mode = Mode.RAW
+        self._lane.take(lambda server, read: self._join(server, to_client + read))
+
+    def _join(self, server: Stream | None, to_client: bytes) -> None:
+        if server is None:
+            # A protocol that we do not know has no error reply: a reset, never a clean FIN.
+            self.client.abort()
+            return
+        self._metrics.spliced += 1
+        to_server, self._to_server = self._to_server, b""
+        self._spliced = SplicedPair(
+            self.client, server, to_server=to_server, to_client=to_client, on_end=self._end
+        )
+
+    # From outside
+
+    @property
+    def upstream(self) -> Address | None:
+        """Where one of its requests, or its bytes, go."""
+        for exchange in self._calls:
+            if exchange.instance is not None:
+                return exchange.instance.address
+        return self.peer.original if self._lane.is_open or self._spliced else None
+
+    @property
+    def is_idle(self) -> bool:
+        return self.mode is not Mode.RAW and not (
+            self._calls or self._reader.packets or self._lane.owes or self._reader.mid_frame
+        )
+
+    def close(self) -> None:
+        if self._spliced is not None:
+            self._spliced.abort()
+        else:
+            self.client.abort()

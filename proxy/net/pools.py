@@ -1,0 +1,94 @@
+"""The pools of all instances: one for each address and each way of speaking to it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from functools import partial
+
+from proxy.core.message import Wire
+from proxy.core.model import Address
+from proxy.net.pool import Pool
+from proxy.net.pool_types import PoolSettings
+from proxy.net.resp_upstream import RespUpstream
+from proxy.net.turbo_upstream import TurboUpstream
+from proxy.net.upstream import Upstream
+from proxy.obs.metrics import Metrics
+from proxy.wire.resp import Limits
+from proxy.wire.turbo import Form, PacketLimits
+
+_FRAMING_BYTES = 64 * 1024
+"""What a reply may have besides its one large element."""
+
+_FORMS = {Wire.TURBO: Form.PACKET19, Wire.TURBO9: Form.PACKET9}
+
+
+class Pools:
+    """Makes a pool when an instance is first asked, and closes those that are not listed."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: PoolSettings,
+        metrics: Metrics,
+        source_for: Callable[[Address], str | None],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._metrics = metrics
+        self._source_for = source_for
+        largest = settings.max_reply_bytes
+        self._resp_limits = Limits(max_element=largest, max_frame=largest + _FRAMING_BYTES)
+        self._packet_limits = PacketLimits(max_body=largest)
+        self._pools: dict[Address, dict[Wire, Pool]] = {}
+
+    def __iter__(self) -> Iterator[Pool]:
+        for by_wire in self._pools.values():
+            yield from by_wire.values()
+
+    def get(self, address: Address, wire: Wire) -> Pool:
+        by_wire = self._pools.setdefault(address, {})
+        pool = by_wire.get(wire)
+        if pool is None:
+            pool = by_wire[wire] = self._new(address, wire)
+        return pool
+
+    def load(self, address: Address) -> int:
+        """Requests on their way to an address, or waiting for a connection."""
+        by_wire = self._pools.get(address)
+        return 0 if by_wire is None else sum([pool.load for pool in by_wire.values()])
+
+    def retain(self, addresses: AbstractSet[Address]) -> None:
+        """Close the pools of all other addresses."""
+        for address in self._pools.keys() - addresses:
+            self._close(address)
+
+    def close(self) -> None:
+        while self._pools:
+            # Who is failed by this may ask for another: none is listed now.
+            self._close(next(iter(self._pools)))
+
+    def _close(self, address: Address) -> None:
+        for pool in self._pools.pop(address).values():
+            pool.close()
+
+    def _new(self, address: Address, wire: Wire) -> Pool:
+        # The seam for the mesh protocol: one more wire, and how its upstream is made.
+        settings = self._settings
+        make = partial(self._connect_resp, address)
+        size = settings.size
+        if wire is not Wire.RESP:
+            make = partial(self._connect_turbo, address, _FORMS[wire])
+            size = settings.shared_size
+        return Pool(self._loop, address, settings, make, size, self._source_for(address))
+
+    def _connect_resp(self, address: Address, sock: socket.socket) -> Upstream:
+        return RespUpstream(self._loop, sock, address, self._resp_limits)
+
+    def _connect_turbo(self, address: Address, form: Form, sock: socket.socket) -> Upstream:
+        return TurboUpstream(self._loop, sock, address, form, self._packet_limits, self._count_late)
+
+    def _count_late(self) -> None:
+        self._metrics.late_replies += 1

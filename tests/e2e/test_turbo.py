@@ -1,0 +1,301 @@
+"""Every protocol calls every protocol, with an agent on both sides, on one, and on none.
+
+A cell of the matrix is a caller on node A and a service on node B. The caller is in the mesh or
+not; the service has two ports, of which B's agent steers one. Where caller and service speak
+alike, the service gets the very bytes that were sent; where they do not, the caller's agent
+translates, and without one they do not understand each other, as without us.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from interceptor.cgroup import Cgroup
+from tests.e2e.clients.raw import Connection
+from tests.samples.turbo_client import TurboClient
+from tests.support.agents import Agent, start_agent, start_service, static_registry
+from tests.support.lab import Lab, LabNode
+
+pytestmark = pytest.mark.e2e
+
+FORMS = {
+    "resp": {},
+    "turbo-json": {"form": "19", "codec": "json"},
+    "turbo-hessian": {"form": "19", "codec": "hessian2"},
+    "turbo9": {"form": "9", "codec": "json"},
+}
+MEMBERS = {
+    "resp": "proto=resp",
+    "turbo-json": "proto=turbo",
+    "turbo-hessian": "proto=turbo&codec=hessian2",
+    "turbo9": "proto=turbo9",
+}
+PLACES = {
+    "both meshed": (True, True),
+    "caller only": (True, False),
+    "callee only": (False, True),
+    "neither": (False, False),
+}
+PLAIN_PORT, STEERED_PORT = 5000, 5100
+DEAD = 50
+"""Added to a port: nobody listens there."""
+TIMEOUT_MS = 20_000
+"""python-hessian takes seconds for 2 MiB on a busy machine."""
+SHORT_MS = 400
+TEXT = 'grüß \u0000 中文 😀 \\ "'
+MANY = 64
+LARGE = 2 * 1024 * 1024 - 4096
+
+
+def uri_of(callee: str, *, is_steered: bool, is_dead: bool = False) -> str:
+    return f"/service/{callee}-{'steered' if is_steered else 'plain'}{'-dead' * is_dead}"
+
+
+def port_of(callee: str, *, is_steered: bool, is_dead: bool = False) -> int:
+    first = STEERED_PORT if is_steered else PLAIN_PORT
+    return first + list(FORMS).index(callee) + DEAD * is_dead
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    a: LabNode
+    b: LabNode
+    agents: tuple[Agent, Agent]
+
+    def caller(self, *, is_meshed: bool) -> Cgroup:
+        return self.a.services if is_meshed else Cgroup(f"/{self.a.lab.id}/outside")
+
+
+@pytest.fixture(scope="module")
+def mesh(lab: Lab) -> Mesh:
+    a, b = lab.add_node("a"), lab.add_node("b")
+    services: dict[str, list[str]] = {}
+    steered: list[int] = []
+    for callee in FORMS:
+        for is_steered in (False, True):
+            _start(b, callee, is_steered=is_steered)
+            for is_dead in (False, True):
+                port = port_of(callee, is_steered=is_steered, is_dead=is_dead)
+                uri = uri_of(callee, is_steered=is_steered, is_dead=is_dead)
+                member = f"{b.ip4}:{port}?{MEMBERS[callee]}&timeout={TIMEOUT_MS}"
+                services[uri] = [member]
+                services[f"{uri}#short"] = [member.replace(str(TIMEOUT_MS), str(SHORT_MS))]
+                steered += [port] if is_steered else []
+    registry = static_registry(lab.directory / "services.toml", services)
+    inbound = f"[inbound]\nregistered = false\nports = {steered}\n"
+    agents = (start_agent(a, registry), start_agent(b, registry, inbound))
+    for agent in agents:
+        agent.mesh_on()
+    return Mesh(a, b, agents)
+
+
+def _start(node: LabNode, callee: str, *, is_steered: bool) -> None:
+    uri = uri_of(callee, is_steered=is_steered)
+    port = port_of(callee, is_steered=is_steered)
+    if callee == "resp":
+        start_service(node, port, uri)
+        return
+    options = [f"--{name}={value}" for name, value in FORMS[callee].items()]
+    process = node.python(
+        f"service-{callee}-{port}",
+        *("-m", "tests.samples.turbo_service", "--host", node.ip4, "--port", str(port)),
+        *("--service", uri, *options),
+    )
+    process.wait_line("ready")
+
+
+class Caller:
+    """One connection of a client, whatever it speaks."""
+
+    def __init__(self, speaks: str, host: str, port: int) -> None:
+        self._resp = Connection(host, port, 30.0) if speaks == "resp" else None
+        self._turbo = (
+            TurboClient(host, port, timeout_s=30.0, **FORMS[speaks]) if speaks != "resp" else None
+        )
+
+    def encode(self, uri: str, method: str, *args: Any) -> bytes:
+        value = {"action": uri, "params": {"m": method, "args": list(args)}}
+        if self._turbo is not None:
+            return self._turbo.encode(value)
+        return json.dumps(value, ensure_ascii=False).encode()
+
+    def exchange(self, *bodies: bytes) -> list[bytes]:
+        """Send everything at once; the bodies of the replies, in the order of the requests."""
+        if self._resp is not None:
+            self._resp.send(*[body.decode() for body in bodies])
+            return [self._resp.read().split(b"\r\n", 1)[1][:-2] for _ in bodies]
+        assert self._turbo is not None
+        asked = [self._turbo.send(body) for body in bodies]
+        replies = dict(self._turbo.reply() for _ in bodies)
+        assert sorted(replies) == asked
+        return [replies[number] for number in asked]
+
+    def decode(self, body: bytes) -> dict[str, Any]:
+        if self._turbo is not None:
+            return self._turbo.decode(body)
+        reply: dict[str, Any] = json.loads(body)
+        return reply
+
+    def call(self, uri: str, method: str, *args: Any) -> dict[str, Any]:
+        return self.decode(self.exchange(self.encode(uri, method, *args))[0])
+
+    @property
+    def sock(self) -> socket.socket:
+        used = self._resp or self._turbo
+        assert used is not None
+        return used.sock
+
+
+def scenario(speaks: str, host: str, port: int, uri: str) -> dict[str, Any]:
+    """What a caller asks, and everything that it sees."""
+    slow = Caller(speaks, host, port)
+    slow_body = slow.encode(uri, "sleep", 100)
+    caller = Caller(speaks, host, port)
+    digest = caller.encode(uri, "digest", TEXT, 1.5, None)
+    large = caller.encode(uri, "digest", "x" * LARGE)
+    many = [caller.encode(uri, "echo", number) for number in range(MANY)]
+    return {
+        "success": caller.call(uri, "echo", TEXT, [1, -(2**40), 2.5, True, None, {"größe": []}]),
+        "no args": caller.call(uri, "echo"),
+        "business error": caller.call(uri, "fail", TEXT),
+        "no method": caller.call(uri, "none")["ec"],
+        "sent": hashlib.sha256(digest).hexdigest(),
+        "arrived": caller.decode(caller.exchange(digest)[0])["result"],
+        "sent 2 MiB": hashlib.sha256(large).hexdigest(),
+        "arrived 2 MiB": caller.decode(caller.exchange(large)[0])["result"],
+        "2 MiB back": len(caller.call(uri, "big", LARGE)["result"]),
+        "many": [caller.decode(body)["result"] for body in caller.exchange(*many)],
+        "slow": slow.decode(slow.exchange(slow_body)[0])["result"],
+    }
+
+
+MATRIX = pytest.mark.parametrize(
+    ("caller", "callee", "place"),
+    [
+        pytest.param(caller, callee, place, id=f"{caller} calls {callee}, {place}")
+        for caller in FORMS
+        for callee in FORMS
+        for place in PLACES
+    ],
+)
+
+
+@MATRIX
+def test_matrix(mesh: Mesh, caller: str, callee: str, place: str) -> None:
+    is_meshed, is_steered = PLACES[place]
+    uri, host = uri_of(callee, is_steered=is_steered), mesh.b.ip4
+    port = port_of(callee, is_steered=is_steered)
+    cgroup = mesh.caller(is_meshed=is_meshed)
+    if caller != callee and not is_meshed:
+        assert mesh.a.do(lambda: talk_past_each_other(caller, host, port, uri), cgroup=cgroup)
+        return
+    seen = mesh.a.do(lambda: scenario(caller, host, port, uri), cgroup=cgroup, timeout_s=60)
+    arguments: list[Any] = [TEXT, [1, -(2**40), 2.5, True, None, {"größe": []}]]
+    assert seen["success"] == {"ec": 200, "em": "", "result": arguments}
+    assert seen["no args"] == {"ec": 200, "em": "", "result": []}
+    assert seen["business error"] == {"ec": 503, "em": f"RuntimeError: {TEXT}", "result": None}
+    assert seen["no method"] == 502
+    assert seen["2 MiB back"] == LARGE
+    assert seen["many"] == list(range(MANY))
+    assert seen["slow"] == 100
+    if caller == callee or "hessian" not in caller + callee:
+        assert seen["arrived"] == seen["sent"]
+        assert seen["arrived 2 MiB"] == seen["sent 2 MiB"]
+    else:
+        assert seen["arrived"] != seen["sent"]
+
+
+def talk_past_each_other(speaks: str, host: str, port: int, uri: str) -> bool:
+    """Whether there is no reply or a refusal, which may be that of the service's agent."""
+    caller = Caller(speaks, host, port)
+    caller.sock.settimeout(1.0)
+    try:
+        return caller.call(uri, "echo", 1)["ec"] in (302, 303)
+    except (OSError, ValueError, IndexError):
+        return True
+
+
+@pytest.mark.parametrize("caller", FORMS)
+@pytest.mark.parametrize("callee", FORMS)
+def test_transport_errors_are_told_in_the_callers_words(
+    mesh: Mesh, caller: str, callee: str
+) -> None:
+    """Nobody listens: the caller's agent knows itself, or is told so by the service's agent."""
+    host = mesh.b.ip4
+
+    def ask() -> list[dict[str, Any]]:
+        seen = []
+        for is_steered in (False, True):
+            uri = uri_of(callee, is_steered=is_steered, is_dead=True)
+            port = port_of(callee, is_steered=is_steered, is_dead=True)
+            seen.append(Caller(caller, host, port).call(uri, "echo", 1))
+        return seen
+
+    refused, unsent = mesh.a.do(ask)
+    assert refused["ec"] == unsent["ec"] == 303
+    assert "Connection refused" in refused["em"]
+    assert "its agent cannot reach it" in unsent["em"]
+
+
+@pytest.mark.parametrize("caller", FORMS)
+def test_a_request_that_expires_is_answered(mesh: Mesh, caller: str) -> None:
+    """Whatever the service speaks; a late reply meets nobody."""
+    host = mesh.b.ip4
+
+    def ask() -> list[dict[str, Any]]:
+        callers, bodies = [], []
+        for callee in FORMS:
+            uri = uri_of(callee, is_steered=True) + "#short"
+            made = Caller(caller, host, port_of(callee, is_steered=True))
+            callers.append(made)
+            bodies.append(made.encode(uri, "sleep", SHORT_MS + 400))
+        seen: list[dict[str, Any]] = []
+
+        def one(made: Caller, body: bytes) -> None:
+            seen.append(made.decode(made.exchange(body)[0]))
+
+        threads = [
+            threading.Thread(target=one, args=pair) for pair in zip(callers, bodies, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return seen
+
+    seen = mesh.a.do(ask)
+    assert [reply["ec"] for reply in seen] == [304] * len(FORMS)
+
+
+@pytest.mark.parametrize("caller", ["resp", "turbo-json", "turbo9"])
+def test_what_hessian_cannot_say_is_refused_by_its_value(mesh: Mesh, caller: str) -> None:
+    host, uri = mesh.b.ip4, uri_of("turbo-hessian", is_steered=False)
+    port = port_of("turbo-hessian", is_steered=False)
+    reply = mesh.a.do(lambda: Caller(caller, host, port).call(uri, "echo", 1, 2**70))
+    assert reply["ec"] == 302
+    assert "$.params.args[1]" in reply["em"]
+    assert str(2**70)[:10] in reply["em"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_ping_and_info(mesh: Mesh, place: str) -> None:
+    is_meshed, is_steered = PLACES[place]
+    host, port = mesh.b.ip4, port_of("turbo-json", is_steered=is_steered)
+
+    def ask() -> list[str]:
+        with TurboClient(host, port) as client:
+            pong = client.ping()
+            client.send(b"", 5)
+            info = client.read()
+            return [pong.decode(), str(info[1]), info[3].decode()]
+
+    pong, cmd, info = mesh.a.do(ask, cgroup=mesh.caller(is_meshed=is_meshed))
+    assert (pong, cmd) == ('{"timestamp":1}', "5")
+    assert {"recv", "proc", "error"} <= json.loads(info)["moa"].keys()
