@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -237,7 +238,8 @@ def test_without_descriptors_new_connections_go_direct_until_there_are_some(mesh
         wait_until(lambda: agent.status()["requests"]["ok"] == 1, 10, "the first request")
         process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + 8, hard))
         os.write(lowered[1], b"l")
-        os.read(full[0], 1)
+        ready = [full[0]]
+        wait_until(lambda: running.done() or select.select(ready, [], [], 0)[0], 30, "the crowd")
         wait_until(lambda: '"full"' in agent.process.output, 10, "the agent full")
         wait_until(lambda: mesh.way() == "direct", 5, "new connections go direct")
         process.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))

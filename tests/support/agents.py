@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from installer.client import AgentClient
 from interceptor.node import Node
 from tests.support.lab import REPO, LabNode, Running, wait_until
 
@@ -31,8 +32,6 @@ class Agent:
         return json.loads(done.stdout)
 
     def status(self) -> dict[str, Any]:
-        from installer.client import AgentClient
-
         return AgentClient.of(self.node.directory / "run").status()
 
     def mesh_on(self) -> None:

@@ -7,6 +7,7 @@ failure: processes (only those it started, by id), cgroups, namespaces, pins, di
 from __future__ import annotations
 
 import ctypes
+import encodings.idna  # noqa: F401  (see LabNode.do)
 import json
 import os
 import secrets
@@ -182,7 +183,9 @@ class LabNode:
     ) -> Any:
         """Run a function in a forked child on this node; its JSON-able result.
 
-        The child's exception comes back as `LabError` with its traceback.
+        The child's exception comes back as `LabError` with its traceback. A fork while another
+        thread imports leaves the child with a lock that nobody releases: what connect() would
+        import first, the name codec, is imported above.
         """
         chosen = cgroup or self.services
         chosen.create()
