@@ -265,7 +265,8 @@ def test_agent_killed_under_load(mesh: Mesh, measured: Measured) -> None:
     )
     assert set(direct[0]) == {"c"}
     assert report["errors"].keys() <= {"ConnectionError"}
-    assert len(report["failures"]) <= CONNECTIONS
+    # A reconnect may still meet the listener of a process that takes milliseconds to go.
+    assert len(report["failures"]) <= 2 * CONNECTIONS
     assert last_error_s(report, killed_s) < 0.5
     assert answered > 2.5, "the callers went on, straight"
     assert through == {"b", "c"}, "a new agent serves new connections"
