@@ -18,13 +18,12 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from installer.client import SOCKET_NAME
 from installer.config import Config
 from proxy.app import ProxyApp
 from proxy.core.model import Instance, ServiceKey
 from proxy.net.served import Served
 from proxy.obs.metrics import exposition
-
-SOCKET_NAME = "agent.sock"
 
 log = structlog.get_logger("admin")
 
