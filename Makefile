@@ -3,6 +3,9 @@
 BIN := .venv/bin
 REGISTRY ?= static
 PYTEST_ARGS ?=
+# Most tests wait. A file's tests share a lab and stay together; the long files begin first.
+TEST_WORKERS ?= 3
+PYTEST := $(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 BENCH_ARGS ?=
 
 BPF_OBJECT := interceptor/moa.bpf.o
@@ -31,16 +34,16 @@ demo: build ## show it between three network namespaces, as root; REGISTRY=stati
 	$(BIN)/python -m tests.demo --registry $(REGISTRY)
 
 test: build ## all tests: unit, kernel and end to end (the last two as root)
-	$(BIN)/pytest tests/unit tests/kernel tests/e2e $(PYTEST_ARGS)
+	$(PYTEST) tests/e2e tests/kernel tests/unit $(PYTEST_ARGS)
 
 test-unit: setup ## tests that need no kernel feature and no root
-	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+	$(PYTEST) tests/unit $(PYTEST_ARGS)
 
 test-kernel: build ## the BPF programs in a real kernel, as root
-	$(BIN)/pytest tests/kernel $(PYTEST_ARGS)
+	$(PYTEST) tests/kernel $(PYTEST_ARGS)
 
 test-e2e: build ## real clients, real servers, real agents, as root
-	$(BIN)/pytest tests/e2e $(PYTEST_ARGS)
+	$(PYTEST) tests/e2e $(PYTEST_ARGS)
 
 lint: setup ## every static check; changes nothing
 	@.ci/lint.sh

@@ -126,7 +126,7 @@ make_venv() {
         --no-deps --no-build-isolation --editable .
     # -I: a module of the caller's, in PYTHONPATH or beside the script, can never stand in
     # for ours (docs/adr/0003-top-level-names-and-private-environment.md).
-    sed -i '1s/ -I$//; 1s/$/ -I/' .venv/bin/moactl .venv/bin/moa-agent
+    sed -i '1s/ -I$//; 1s/$/ -I/' .venv/bin/moa*
     rm -f .venv/.ready-*
     touch "$stamp"
 }

@@ -47,15 +47,6 @@ class Cgroup:
             raise InterceptorError(f"cgroup {name}: '..' is not allowed in its path")
         return cls("/" + "/".join(parts))
 
-    @classmethod
-    def of_process(cls, pid: int | str = "self") -> Cgroup:
-        """The cgroup v2 that a process is in."""
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            hierarchy, _, name = line.split(":", 2)
-            if hierarchy == "0":
-                return cls(name)
-        raise InterceptorError(f"process {pid} is in no cgroup v2")
-
     @property
     def path(self) -> Path:
         return mount_point() / self.name[1:]

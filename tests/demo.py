@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from interceptor.cgroup import Cgroup
-from tests.kernel.traces import look
 from tests.support.agents import (
     MOACTL,
     Agent,
@@ -30,6 +29,7 @@ from tests.support.agents import (
     wait_for_instances,
 )
 from tests.support.lab import Lab, LabError, LabNode, Running, wait_until
+from tests.support.traces import look
 
 SERVICE = "/service/demo"
 PORT = 5000

@@ -11,7 +11,7 @@ from interceptor.programs import OBJECT_PATH
 from tests.support.lab import Lab
 
 Measured = Callable[..., None]
-_ROWS = pytest.StashKey[list[tuple[str, str]]]()
+_MEASURED = "measured"
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +25,30 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-@pytest.fixture(scope="session")
-def measured(pytestconfig: pytest.Config) -> Measured:
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Measured:
     """`measured("what happened", seconds=1.5)`: a row of the table at the end of the run."""
-    rows = pytestconfig.stash.setdefault(_ROWS, [])
 
     def add(what: str, **numbers: object) -> None:
         texts = (
             f"{value:.3f}" if isinstance(value, float) else value for value in numbers.values()
         )
-        rows.append((what, "  ".join(f"{k}={t}" for k, t in zip(numbers, texts, strict=True))))
+        columns = "  ".join(f"{k}={t}" for k, t in zip(numbers, texts, strict=True))
+        record_property(_MEASURED, f"{what}\t{columns}")
 
     return add
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The measurements of a run; a number that no bound holds is still worth a look."""
-    rows = terminalreporter.config.stash.get(_ROWS, [])
+    rows = [
+        str(value).split("\t")
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == _MEASURED
+    ]
     if rows:
         terminalreporter.section("measured")
         width = max(len(what) for what, _ in rows)

@@ -18,8 +18,8 @@ from interceptor.errors import InterceptorError, KernelError
 from interceptor.probe import Features, probe_hooks
 from tests.kernel.ends import Ends, on_both_ends
 from tests.kernel.mesh import Mesh
-from tests.kernel.traces import assert_same, look
 from tests.support.lab import REPO
+from tests.support.traces import assert_same, look
 
 
 class Crash(Exception):

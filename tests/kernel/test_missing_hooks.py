@@ -12,7 +12,7 @@ from interceptor.probe import probe_hooks, probe_maps
 from tests.kernel.ends import Ends, on_both_ends
 from tests.kernel.features import without
 from tests.kernel.mesh import PORT, Mesh
-from tests.kernel.traces import assert_same, look
+from tests.support.traces import assert_same, look
 
 REQUIRED = (AttachType.CONNECT4, AttachType.SOCK_OPS, AttachType.GETSOCKOPT)
 PORT_OF_SERVICE = 6000

@@ -19,8 +19,8 @@ from interceptor.cgroup import Cgroup
 from interceptor.errors import InterceptorError
 from interceptor.libbpf import AttachType
 from tests.kernel.mesh import PORT, Mesh
-from tests.kernel.traces import assert_same, look
 from tests.support.lab import Lab, wait_until
+from tests.support.traces import assert_same, look
 
 SOCK_ADDR = 18
 BEFORE, AFTER, LEGACY = 7771, 7772, 7773

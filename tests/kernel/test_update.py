@@ -11,8 +11,8 @@ import pytest
 
 from interceptor import libbpf
 from tests.kernel.mesh import PORT, Answer, Mesh, answered_by_agent, read_line
-from tests.kernel.traces import open_descriptors
 from tests.support.lab import REPO, Running, wait_until
+from tests.support.traces import open_descriptors
 
 ROUNDS = 10
 
