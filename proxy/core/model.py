@@ -15,6 +15,15 @@ ANY_GROUP = "*"
 
 DEFAULT_WEIGHT = 100
 
+MESH = "mesh"
+"""The mark, and the protocol, of an instance whose agent speaks the mesh protocol for it."""
+
+DRAIN = "drain"
+"""The mark of an instance that gets new requests only when there is no other."""
+
+MAINT = "maint"
+"""The mark of an instance that is never chosen and never health-checked."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
@@ -34,6 +43,8 @@ class Instance:
     `protocols` is in the registry's order, `codec` says how the bodies of binary packets are
     written, `timeout_ms` is the instance's own limit for one request or None, and `extra`
     keeps parameters that this version does not know, so that they survive being written back.
+    `marks` are what others say of it (`MESH`, `DRAIN`, `MAINT`; unknown ones are kept and mean
+    nothing); they are no part of the member.
     """
 
     address: Address
@@ -46,6 +57,7 @@ class Instance:
     app: str = ""
     version: str = ""
     extra: tuple[tuple[str, str], ...] = ()
+    marks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

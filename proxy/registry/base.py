@@ -77,3 +77,13 @@ class Registry(Protocol):
 
         Raises RegistryError; the caller repeats it every 5 to 60 s.
         """
+
+    async def mark(self, key: ServiceKey, address: Address, mark: str, who: str, why: str) -> bool:
+        """Say something of an instance (`Instance.marks`); whether it was not said before.
+
+        `who` is a word that names the author, `why` is for people. Repeating it changes nothing
+        but these two. Raises RegistryError, also when there is no such instance.
+        """
+
+    async def unmark(self, key: ServiceKey, address: Address, mark: str) -> bool:
+        """Take a mark back, whoever set it; whether it was there. Raises RegistryError."""

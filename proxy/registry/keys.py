@@ -1,6 +1,6 @@
 """The names of the registry's keys in Redis, and nowhere else.
 
-The `{}` hash tag keeps the three keys of a service on one slot of a Redis Cluster, so that one
+The `{}` hash tag keeps the keys of a service on one slot of a Redis Cluster, so that one
 script may change them; `moa:services` is on a slot of its own (docs/PROTOCOL.md, "Registry on
 Redis").
 """
@@ -41,9 +41,19 @@ def heartbeat_key(key: ServiceKey) -> str:
     return f"moa:heartbeat:{{{key}}}"
 
 
-def script_keys(key: ServiceKey) -> tuple[str, str, str]:
-    """The KEYS of `scripts.CHANGE`."""
-    return service_key(key), version_key(key), heartbeat_key(key)
+def marks_key(key: ServiceKey) -> str:
+    """Hash: `<host:port> <mark>` by `<unix ms> <who> <why>` (`marks.py`)."""
+    return f"moa:marks:{{{key}}}"
+
+
+def offline_key(key: ServiceKey) -> str:
+    """Hash: `host:port` by the JSON of what a watcher took out."""
+    return f"moa:offline:{{{key}}}"
+
+
+def script_keys(key: ServiceKey) -> tuple[str, str, str, str, str]:
+    """The KEYS of every script in `scripts.py`: all on one slot."""
+    return service_key(key), version_key(key), heartbeat_key(key), marks_key(key), offline_key(key)
 
 
 def parse_name(raw: bytes | str) -> ServiceKey:

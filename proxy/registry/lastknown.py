@@ -1,8 +1,10 @@
 """The last known services on disk, so that an agent that starts without its registry routes.
 
-The file is JSON: `{"format": 1, "services": {"<name>": {"version", "members", "kept"}}}` with
-members as in `member.py`. It is replaced as a whole, so a crash leaves the old or the new one,
-and readable by its owner only. Both functions block on the disk.
+The file is JSON: `{"format": 1, "services": {"<name>": {"version", "members", "kept", "marks"}}}`
+with members as in `member.py` and marks as in `marks.py`. Marks may be missing: agents before
+0.2 write none and read past them, so that an upgrade and the way back keep the copy. It is
+replaced as a whole, so a crash leaves the old or the new one, and readable by its owner only.
+Both functions block on the disk.
 """
 
 from __future__ import annotations
@@ -32,7 +34,12 @@ class LastKnownError(Exception):
 def save(path: Path, views: Mapping[ServiceKey, ServiceView]) -> None:
     """Replace the copy; raises LastKnownError, and then the old one is still there."""
     services = {
-        str(key): {"version": v.version, "members": list(v.members), "kept": list(v.kept)}
+        str(key): {
+            "version": v.version,
+            "members": list(v.members),
+            "kept": list(v.kept),
+            "marks": [f"{a} {mark}" for a, marks in v.marks.items() for mark in sorted(marks)],
+        }
         for key, v in views.items()
     }
     text = json.dumps({"format": FORMAT, "services": services}, indent=0)
@@ -69,7 +76,10 @@ def _read(document: Any) -> dict[ServiceKey, ServiceView]:
         except BadServiceName:
             continue
         views[key] = restored(
-            _text(service["version"]), _texts(service["members"]), _texts(service["kept"])
+            _text(service["version"]),
+            _texts(service["members"]),
+            _texts(service["kept"]),
+            _texts(service.get("marks", [])),
         )
     return views
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -46,7 +47,7 @@ def parse_member(text: str) -> Instance:
 
 
 def format_member(instance: Instance) -> str:
-    """Write one member; what was read by `parse_member` comes back equal.
+    """Write one member; what was read by `parse_member` comes back equal. Marks are left out.
 
     Raises BadMember when the text would be read as something else, so that a value which
     cannot be carried never reaches the registry.
@@ -72,7 +73,7 @@ def format_member(instance: Instance) -> str:
     except UnicodeEncodeError as error:
         raise BadMember(f"{instance.address}: a parameter is not valid text: {error}") from None
     text = f"{instance.address}?{query}" if query else str(instance.address)
-    if (seen := parse_member(text)) != instance:
+    if (seen := parse_member(text)) != replace(instance, marks=frozenset()):
         raise BadMember(f"{instance} cannot be written as a member: {text!r} is read as {seen}")
     return text
 

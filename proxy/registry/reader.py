@@ -1,8 +1,8 @@
 """Reads services from Redis: which there are, which have changed, and what those hold now.
 
 Only known keys are asked for, never KEYS or SCAN. The order within a service is version, then
-set: a change in between shows as new content under an old version and is read again, never as
-old content under a new version.
+set and marks: a change in between shows as new content under an old version and is read again,
+never as old content under a new version.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from proxy.registry.view import ServiceView, expired, merged, rejected
 
 MAX_SERVICES = 100_000
 MAX_MEMBERS = 10_000
+MAX_MARKS = 40_000
 BATCH = 100
 """Services a pipeline asks for: it bounds how long parsing keeps the event loop busy (~10 ms)."""
 
@@ -29,6 +30,12 @@ BATCH = 100
 class _Head:
     version: str | None
     cardinality: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    members: frozenset[str]
+    marks: frozenset[str]
 
 
 async def service_names(client: Redis) -> tuple[set[ServiceKey], list[str]]:
@@ -67,11 +74,11 @@ async def refreshed(
             heads = await _heads(client, batch)
         stale = [key for key in batch if _must_read(known.get(key), heads[key])]
         async with asyncio.timeout(pipeline_s):
-            members = await _members(client, stale)
+            contents = await _contents(client, stale)
         now_s = asyncio.get_running_loop().time()
         for key in batch:
             view = known.get(key)
-            changed[key] = _seen(key, view, heads[key], members.get(key), now_s, grace_s)
+            changed[key] = _seen(key, view, heads[key], contents.get(key), now_s, grace_s)
     return {
         key: view
         for key, view in changed.items()
@@ -89,7 +96,7 @@ def _seen(
     key: ServiceKey,
     view: ServiceView | None,
     head: _Head | str,
-    texts: frozenset[str] | str | None,
+    content: _Content | str | None,
     now_s: float,
     grace_s: float,
 ) -> ServiceView:
@@ -97,11 +104,11 @@ def _seen(
         return rejected(view, head)
     if head.cardinality > MAX_MEMBERS:
         return rejected(view, f"{key}: {head.cardinality} members, at most {MAX_MEMBERS} are read")
-    if isinstance(texts, str):
-        return rejected(view, texts)
-    if texts is None:
+    if isinstance(content, str):
+        return rejected(view, content)
+    if content is None:
         return expired(view or ServiceView(), now_s)
-    return merged(view, head.version, texts, now_s, grace_s)
+    return merged(view, head.version, content.members, now_s, grace_s, content.marks)
 
 
 async def _heads(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Head | str]:
@@ -119,20 +126,29 @@ async def _heads(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceKey,
     return heads
 
 
-async def _members(
-    client: Redis, batch: Sequence[ServiceKey]
-) -> dict[ServiceKey, frozenset[str] | str]:
-    """The members of each as texts; one that is not UTF-8 stays a text that is refused later."""
+async def _contents(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Content | str]:
+    """The members and marks of each as texts; one that is not UTF-8 stays a text that is refused
+    later. A text instead says why a service has neither."""
     if not batch:
         return {}
     async with client.pipeline(transaction=False) as pipe:
         for key in batch:
             pipe.smembers(keys.service_key(key))
-        answers: list[Any] = await pipe.execute(raise_on_error=False)
-    return {
-        key: _wrong_type(key, raws) or frozenset(raw.decode(errors="replace") for raw in raws)
-        for key, raws in zip(batch, answers, strict=True)
-    }
+            pipe.hkeys(keys.marks_key(key))
+        answers = iter(await pipe.execute(raise_on_error=False))
+    return {key: _content(key, next(answers), next(answers)) for key in batch}
+
+
+def _content(key: ServiceKey, members: Any, marks: Any) -> _Content | str:
+    if fault := _wrong_type(key, members) or _wrong_type(key, marks):
+        return fault
+    if len(marks) > MAX_MARKS:
+        return f"{key}: {len(marks)} marks, at most {MAX_MARKS} are read"
+    return _Content(_texts(members), _texts(marks))
+
+
+def _texts(raws: Iterable[bytes]) -> frozenset[str]:
+    return frozenset(raw.decode(errors="replace") for raw in raws)
 
 
 def _wrong_type(key: ServiceKey, answer: object) -> str:

@@ -21,12 +21,12 @@ from redis.asyncio.client import PubSub, Redis
 from redis.exceptions import RedisError
 
 from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
-from proxy.registry import keys, lastknown, reader, scripts
+from proxy.registry import keys, lastknown, reader
 from proxy.registry.base import RegistryError, RegistryState, RegistryStatus, TableCallback
 from proxy.registry.board import Board
 from proxy.registry.endpoint import RedisEndpoint
-from proxy.registry.member import BadMember, format_member
 from proxy.registry.view import ServiceView
+from proxy.registry.writer import RedisWriter
 
 _log = structlog.get_logger("registry")
 
@@ -77,8 +77,7 @@ class RedisRegistry:
         self._published_at_s = 0.0
         self._changed = asyncio.Event()
         self._was_synced = False
-        self._writer = endpoint.client(self._times.answer, connections=8)
-        self._change = self._writer.register_script(scripts.CHANGE)
+        self._writer = RedisWriter(endpoint, self._times.answer)
 
     @property
     def table(self) -> ServiceTable:
@@ -107,35 +106,23 @@ class RedisRegistry:
 
     async def register(self, key: ServiceKey, instance: Instance) -> None:
         """See `Registry.register`."""
-        try:
-            member = format_member(instance)
-        except BadMember as error:
-            raise RegistryError(f"register for {key}: {error}") from None
-        await self._run_change("register", key, instance.address, member)
+        await self._writer.register(key, instance)
 
     async def deregister(self, key: ServiceKey, address: Address) -> None:
         """See `Registry.deregister`."""
-        await self._run_change("deregister", key, address, "")
+        await self._writer.deregister(key, address)
 
     async def heartbeat(self, key: ServiceKey, instance: Instance) -> None:
         """See `Registry.heartbeat`."""
-        await self.register(key, instance)
+        await self._writer.register(key, instance)
 
-    async def _run_change(self, verb: str, key: ServiceKey, address: Address, member: str) -> None:
-        try:
-            keys.check_name(key)
-            async with asyncio.timeout(3 * self._times.answer):
-                if member:
-                    # Another slot than the service's keys, so a step of its own. It comes first
-                    # and every heartbeat repeats it: a set that has members is always listed.
-                    await self._writer.sadd(keys.SERVICES, str(key))
-                args = [str(key), str(address), member]
-                await self._change(keys=list(keys.script_keys(key)), args=args)
-        except (*_FAULTS, keys.BadServiceName) as error:
-            raise RegistryError(
-                f"{verb} {address} for {key}: {self._endpoint}: {_words(error)}; "
-                "it may be repeated safely"
-            ) from error
+    async def mark(self, key: ServiceKey, address: Address, mark: str, who: str, why: str) -> bool:
+        """See `Registry.mark`."""
+        return await self._writer.mark(key, address, mark, who, why)
+
+    async def unmark(self, key: ServiceKey, address: Address, mark: str) -> bool:
+        """See `Registry.unmark`."""
+        return await self._writer.unmark(key, address, mark)
 
     def _restore(self) -> None:
         if self._last_known is None:

@@ -5,6 +5,8 @@
     group = "*"                                  # may be left out
     instances = ["10.0.0.1:5000?weight=50", "10.0.0.2:5000"]
 
+A member may be marked here, as `mark` does in Redis: `10.0.0.1:5000?mark=drain&mark=mesh`.
+
 A file that cannot be used as a whole is not used at all: the last good table stays and `status`
 says DEGRADED and why. A file without any service counts as one that is being written; to empty
 a service on purpose, give it `instances = []`.
@@ -17,6 +19,7 @@ import os
 import time
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from proxy.registry.base import (
 )
 from proxy.registry.board import Board
 from proxy.registry.keys import BadServiceName, check_name
+from proxy.registry.marks import BadMark, check_mark, marked
 from proxy.registry.member import BadMember, parse_member
 
 POLL_INTERVAL_S = 0.5
@@ -84,6 +88,14 @@ class StaticRegistry:
 
     async def heartbeat(self, key: ServiceKey, instance: Instance) -> None:
         """Does nothing: a file does not forget."""
+
+    async def mark(self, key: ServiceKey, address: Address, mark: str, who: str, why: str) -> bool:
+        """Always raises ReadOnlyRegistry."""
+        raise self._read_only(f"mark {address} of {key} {mark}")
+
+    async def unmark(self, key: ServiceKey, address: Address, mark: str) -> bool:
+        """Always raises ReadOnlyRegistry."""
+        raise self._read_only(f"clear the mark {mark} of {address} of {key}")
 
     def _read_only(self, what: str) -> ReadOnlyRegistry:
         return ReadOnlyRegistry(f"{what}: {self._path} is a file that we do not write")
@@ -155,12 +167,21 @@ def _service(place: str, entry: Mapping[str, Any]) -> tuple[ServiceKey, tuple[In
     key = ServiceKey(uri, group or ANY_GROUP)
     try:
         check_name(key)
-        instances = tuple(parse_member(text) for text in texts)
-    except (BadMember, BadServiceName) as error:
+        instances = tuple(_instance(text) for text in texts)
+    except (BadMember, BadMark, BadServiceName) as error:
         raise ValueError(f"{place} ({uri}): {error}") from None
     if len({instance.address for instance in instances}) != len(instances):
         raise ValueError(f"{place} ({uri}): an address is there twice")
     return key, instances
+
+
+def _instance(text: str) -> Instance:
+    instance = parse_member(text)
+    marks = frozenset(value for name, value in instance.extra if name == "mark")
+    for mark in marks:
+        check_mark(mark)
+    extra = tuple(pair for pair in instance.extra if pair[0] != "mark")
+    return marked(replace(instance, extra=extra), marks)
 
 
 def _only(place: str, table: Mapping[str, Any], known: set[str]) -> None:

@@ -9,6 +9,8 @@ flush, a restart without data, an eviction or an old backup. The version tells t
   members until each has registered again, or `grace_s` has passed since the first one has.
 - an empty set, or one of broken members only, that is not deliberate: everything known is kept.
 
+Marks are taken as read; an instance that is kept keeps those it had until others are read.
+
 Pure functions; `now_s` is monotonic seconds.
 """
 
@@ -19,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from proxy.core.model import Instance
+from proxy.registry.marks import Marks, marked, parse_fields
 from proxy.registry.member import BadMember, parse_member
 
 _VERSION = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
@@ -30,7 +33,7 @@ class ServiceView:
 
     `members` are the set's, `kept` those of before that the registry has lost, both by their
     text; `kept` is dropped at `kept_until_s`, or stays while that is None. `cardinality` counts
-    the set with its broken members.
+    the set with its broken members. `marks` are those of the hash.
     """
 
     version: str | None = None
@@ -39,15 +42,18 @@ class ServiceView:
     kept: Mapping[str, Instance] = field(default_factory=dict)
     kept_until_s: float | None = None
     broken: tuple[str, ...] = ()
+    marks: Marks = field(default_factory=dict)
     instances: tuple[Instance, ...] = ()
-    """What to route to: the members and the kept, each address once."""
+    """What to route to: the members and the kept, each address once, with their marks."""
 
 
-def restored(version: str | None, members: Iterable[str], kept: Iterable[str]) -> ServiceView:
-    """The view that a last-known copy describes; members that cannot be read are left out."""
+def restored(
+    version: str | None, members: Iterable[str], kept: Iterable[str], marks: Iterable[str] = ()
+) -> ServiceView:
+    """The view that a last-known copy describes; what cannot be read is left out."""
     parsed, _ = _parse(frozenset(members), {})
     parsed_kept, _ = _parse(frozenset(kept), {})
-    return _view(version, len(parsed), parsed, parsed_kept, None, ())
+    return _view(version, len(parsed), parsed, parsed_kept, None, (), parse_fields(marks)[0])
 
 
 def merged(
@@ -56,8 +62,9 @@ def merged(
     texts: frozenset[str],
     now_s: float,
     grace_s: float,
+    mark_fields: frozenset[str] = frozenset(),
 ) -> ServiceView:
-    """The new view after the version and then the set have been read, in this order."""
+    """The new view after the version, and then the set and its marks, have been read."""
     if known is None:
         known = ServiceView()
     members, broken = _parse(texts, known.members)
@@ -70,7 +77,12 @@ def merged(
     kept_until_s = None if lost else known.kept_until_s
     if kept_until_s is None and members:
         kept_until_s = now_s + grace_s
-    view = _view(version, len(texts), members, kept, kept_until_s, broken)
+    marks, bad_marks = parse_fields(mark_fields)
+    confirmed = {instance.address for instance in members.values()}
+    for address in {instance.address for instance in kept.values()} - confirmed:
+        if before := known.marks.get(address):
+            marks.setdefault(address, before)
+    view = _view(version, len(texts), members, kept, kept_until_s, (*broken, *bad_marks), marks)
     return expired(view, now_s)
 
 
@@ -78,7 +90,7 @@ def expired(view: ServiceView, now_s: float) -> ServiceView:
     """The view without what was kept long enough; the last instances are never dropped."""
     if view.kept_until_s is None or now_s < view.kept_until_s or not view.members:
         return view
-    return _view(view.version, view.cardinality, view.members, {}, None, view.broken)
+    return _view(view.version, view.cardinality, view.members, {}, None, view.broken, view.marks)
 
 
 def rejected(known: ServiceView | None, reason: str) -> ServiceView:
@@ -125,6 +137,7 @@ def _view(
     kept: Mapping[str, Instance],
     kept_until_s: float | None,
     broken: tuple[str, ...],
+    marks: Marks,
 ) -> ServiceView:
     confirmed = {instance.address for instance in members.values()}
     kept = {text: i for text, i in kept.items() if i.address not in confirmed}
@@ -135,5 +148,9 @@ def _view(
         kept=kept,
         kept_until_s=kept_until_s if kept and members else None,
         broken=broken,
-        instances=(*members.values(), *kept.values()),
+        marks=marks,
+        instances=tuple(
+            marked(instance, own) if (own := marks.get(instance.address)) else instance
+            for instance in (*members.values(), *kept.values())
+        ),
     )

@@ -108,6 +108,87 @@ async def test_register_replace_heartbeat_and_deregister_reach_another_agent(
         assert reader.status().state is RegistryState.SYNCED
 
 
+def marks(registry: RedisRegistry, instance: Instance) -> set[str]:
+    found = [i for i in registry.table.instances(DEMO) if i.address == instance.address]
+    return set(found[0].marks) if found else set()
+
+
+async def marked(registry: RedisRegistry, instance: Instance, *wanted: str) -> None:
+    await eventually(lambda: marks(registry, instance) == set(wanted), f"the marks {wanted}")
+
+
+async def test_marks_reach_another_agent_and_go_with_the_instance(
+    server: RedisServer, direct: redis.Redis
+) -> None:
+    async with running(server.url) as writer, running(server.url) as reader:
+        await synced(reader)
+        await writer.register(DEMO, A)
+        await writer.register(DEMO, B)
+        assert await writer.mark(DEMO, A.address, "drain", "root@a", "new kernel")
+        assert await writer.mark(DEMO, A.address, "mesh", "agent@a", "")
+        assert await writer.mark(DEMO, B.address, "later", "x", "")
+        await marked(reader, A, "drain", "mesh")
+        await marked(reader, B, "later")
+        assert [i.protocols for i in reader.table.instances(DEMO)] == [("resp", "mesh"), ("resp",)]
+        value = direct.hget(keys.marks_key(DEMO), "10.0.0.1:80 drain")
+        assert isinstance(value, bytes)
+        assert value.split(b" ", 1)[1] == b"root@a new kernel"
+
+        version = direct.get(keys.version_key(DEMO))
+        assert not await writer.mark(DEMO, A.address, "drain", "root@a", "again")
+        await writer.heartbeat(DEMO, A)
+        assert not await writer.unmark(DEMO, A.address, "maint")
+        assert direct.get(keys.version_key(DEMO)) == version, "nothing has changed"
+
+        await writer.register(DEMO, replace(A, weight=7))
+        await eventually(lambda: reader.table.instances(DEMO)[0].weight == 7, "the weight")
+        await marked(reader, A, "drain", "mesh")
+        assert await writer.unmark(DEMO, A.address, "drain")
+        await marked(reader, A, "mesh")
+        await writer.deregister(DEMO, A.address)
+        await routed(reader, B)
+        assert direct.hkeys(keys.marks_key(DEMO)) == [b"10.0.0.2:80 later"]
+        await writer.register(DEMO, A)
+        await routed(reader, A, B)
+        await marked(reader, A)
+
+
+async def test_marks_of_what_is_not_there_are_refused_and_empty_nothing(
+    server: RedisServer, direct: redis.Redis
+) -> None:
+    async with running(server.url) as registry:
+        await registry.register(DEMO, A)
+        await registry.mark(DEMO, A.address, "drain", "x", "")
+        await routed(registry, A)
+        with pytest.raises(RegistryError, match="no such instance"):
+            await registry.mark(DEMO, B.address, "drain", "x", "")
+        for mark, who, reason in (("Drain", "x", "expected a mark"), ("drain", "a b", "who")):
+            with pytest.raises(RegistryError, match=reason):
+                await registry.mark(DEMO, A.address, mark, who, "")
+        version = direct.get(keys.version_key(DEMO))
+        direct.delete(keys.service_key(DEMO))
+        assert await registry.unmark(DEMO, A.address, "drain")
+        assert direct.get(keys.version_key(DEMO)) == version, "no order to empty the service"
+
+
+async def test_the_scripts_stay_within_one_slot_of_a_cluster(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis", options=("--cluster-enabled", "yes")) as node:
+        direct = node.client()
+        direct.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]
+        await eventually(lambda: b"cluster_state:ok" in _cluster_info(direct), "the cluster")
+        async with running(node.url) as registry:
+            await registry.register(DEMO, A)
+            await registry.mark(DEMO, A.address, "drain", "x", "")
+            await marked(registry, A, "drain")
+            await registry.deregister(DEMO, A.address)
+            await routed(registry)
+        direct.close()
+
+
+def _cluster_info(direct: redis.Redis) -> bytes:
+    return bytes(direct.execute_command("CLUSTER", "INFO"))  # type: ignore[no-untyped-call]
+
+
 async def test_groups_are_sets_of_their_own(server: RedisServer) -> None:
     group = ServiceKey("/service/demo", "g")
     async with running(server.url) as registry:
@@ -317,6 +398,11 @@ async def test_a_key_of_another_type_harms_only_its_service(
         direct.sadd(keys.SERVICES, str(versionless))
         direct.lpush(keys.version_key(versionless), "list")
         await eventually(lambda: registry.status().broken_members == 2, "both are named")
+        unmarked = ServiceKey("/service/odd3")
+        direct.set(keys.marks_key(unmarked), "text")
+        direct.sadd(keys.service_key(unmarked), "10.0.0.9:80")
+        direct.sadd(keys.SERVICES, str(unmarked))
+        await eventually(lambda: registry.status().broken_members == 3, "the third is named")
         await registry.register(DEMO, C)
         await routed(registry, A, C)
         assert routes(registry, odd) == {B.address}
@@ -342,11 +428,13 @@ async def test_an_agent_that_starts_without_redis_routes_by_the_copy_on_disk(
     async with running(server.url, last_known=copy) as registry:
         await registry.register(DEMO, A)
         await registry.register(DEMO, B)
+        await registry.mark(DEMO, B.address, "maint", "x", "")
         await routed(registry, A, B)
-        await persisted(copy, "10.0.0.2:80")
+        await persisted(copy, "10.0.0.2:80 maint")
     server.kill()
     async with running(server.url, last_known=copy) as registry:
         await routed(registry, A, B)
+        await marked(registry, B, "maint")
         assert registry.status().state is RegistryState.STALE
         server.restart_empty()
         await in_state(registry, RegistryState.DEGRADED)

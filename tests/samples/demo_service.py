@@ -239,28 +239,44 @@ def number(text: bytes, limit: int) -> int:
 # One change of the registry is one script, so that a reader never sees half of it
 # (docs/PROTOCOL.md, "Registry on Redis").
 CHANGE = """
-local set, version_key, heartbeats = KEYS[1], KEYS[2], KEYS[3]
-local name, address, member = ARGV[1], ARGV[2], ARGV[3]
+local set, version_key, heartbeats, marks, offline = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local name, address = ARGV[1], ARGV[2]
 local version, now = redis.call('GET', version_key), redis.call('TIME')
-local changed = false
-for _, old in ipairs(redis.call('SMEMBERS', set)) do
-  if old ~= member and string.match(old, '^[^?]*') == address then
+local now_ms = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
+local function publish()
+  local incarnation, counter = string.match(version or '', '^(%d+)%-(%d+)$')
+  if not incarnation then incarnation, counter = now[1] .. string.format('%06d', now[2]), 0 end
+  version = incarnation .. '-' .. string.format('%d', counter + 1)
+  redis.call('SET', version_key, version)
+  redis.call('PUBLISH', 'moa:changed', name .. ' ' .. version)
+end
+local function members()
+  local found = {}
+  for _, member in ipairs(redis.call('SMEMBERS', set)) do
+    if string.match(member, '^[^?]*') == address then found[#found + 1] = member end
+  end
+  return found
+end
+
+local member, changed = ARGV[3], false
+for _, old in ipairs(members()) do
+  if old ~= member then
     redis.call('SREM', set, old)
     redis.call('ZREM', heartbeats, old)
     changed = true
   end
 end
+redis.call('HDEL', offline, address)
 if member ~= '' then
   if redis.call('SADD', set, member) == 1 then changed = true end
-  local now_ms = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
   redis.call('ZADD', heartbeats, now_ms, member)
+else
+  for _, field in ipairs(redis.call('HKEYS', marks)) do
+    if string.match(field, '^[^ ]*') == address then redis.call('HDEL', marks, field) end
+  end
 end
 if not changed and (version or member == '') then return {version or '', 0} end
-local incarnation, counter = string.match(version or '', '^(%d+)%-(%d+)$')
-if not incarnation then incarnation, counter = now[1] .. string.format('%06d', now[2]), 0 end
-version = incarnation .. '-' .. string.format('%d', counter + 1)
-redis.call('SET', version_key, version)
-redis.call('PUBLISH', 'moa:changed', name .. ' ' .. version)
+publish()
 return {version, 1}
 """
 
@@ -286,10 +302,10 @@ class Registration:
         await self._run(self._change(""))
 
     def _change(self, member: str) -> list[str]:
-        kinds = ("service", "version", "heartbeat")
+        kinds = ("service", "version", "heartbeat", "marks", "offline")
         keys = [f"moa:{kind}:{{{self._service}}}" for kind in kinds]
         address = self._member.partition("?")[0]
-        return ["EVAL", CHANGE, "3", *keys, self._service, address, member]
+        return ["EVAL", CHANGE, str(len(keys)), *keys, self._service, address, member]
 
     async def _run(self, *commands: list[str]) -> None:
         try:

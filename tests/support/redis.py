@@ -23,10 +23,13 @@ class RedisServer:
     context manager it is ended by its pid, also when it is frozen.
     """
 
-    def __init__(self, directory: Path, port: int = 0, password: str = "") -> None:
+    def __init__(
+        self, directory: Path, port: int = 0, password: str = "", options: tuple[str, ...] = ()
+    ) -> None:
         self.directory = directory
         self.port = port
         self._password = password
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -102,6 +105,7 @@ class RedisServer:
         command = [
             "redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", str(data),
             "--appendonly", "yes", "--save", "", "--logfile", str(self.directory / "redis.log"),
+            *self._options,
         ]  # fmt: skip
         if self._password:
             command += ["--requirepass", self._password]

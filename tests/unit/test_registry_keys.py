@@ -18,6 +18,8 @@ def test_names_of_the_keys() -> None:
         "moa:service:{/service/demo}",
         "moa:version:{/service/demo}",
         "moa:heartbeat:{/service/demo}",
+        "moa:marks:{/service/demo}",
+        "moa:offline:{/service/demo}",
     )
     assert keys.service_key(ServiceKey("/service/demo", "g")) == "moa:service:{/service/demo#g}"
 

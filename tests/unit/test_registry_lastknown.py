@@ -14,7 +14,7 @@ from proxy.registry.lastknown import LastKnownError, load, save
 from proxy.registry.view import restored
 
 KEY = ServiceKey("/service/demo", "g")
-VIEW = restored("7-2", ["10.0.0.1:80?weight=5", "[::1]:80"], ["10.0.0.9:80"])
+VIEW = restored("7-2", ["10.0.0.1:80?weight=5", "[::1]:80"], ["10.0.0.9:80"], ["10.0.0.1:80 drain"])
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
@@ -36,6 +36,8 @@ def test_no_copy_is_no_error(tmp_path: Path) -> None:
         b'{"format": 1, "services": []}', b'{"format": 1, "services": {"/a": {}}}',
         b'{"format": 1, "services": {"/a": {"version": 1, "members": [], "kept": []}}}',
         b'{"format": 1, "services": {"/a": {"version": "1", "members": [1], "kept": []}}}',
+        b'{"format": 1, "services": {"/a": '
+        b'{"version": "1", "members": [], "kept": [], "marks": {}}}}',
         b"[" * 100_000,
     ],
 )  # fmt: skip
@@ -44,6 +46,13 @@ def test_a_corrupt_copy_is_refused_by_name(tmp_path: Path, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(LastKnownError, match=r"services\.json"):
         load(path)
+
+
+def test_a_copy_of_an_agent_that_knew_no_marks_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "services.json"
+    service = {"version": "7-2", "members": ["10.0.0.1:80"], "kept": []}
+    path.write_text(json.dumps({"format": 1, "services": {"/a": service}}))
+    assert [i.marks for view in load(path).values() for i in view.instances] == [frozenset()]
 
 
 def test_a_bad_member_or_name_costs_only_itself(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,11 @@ instances = st.builds(
 @given(instances)
 def test_every_instance_comes_back_equal(instance: Instance) -> None:
     assert parse_member(format_member(instance)) == instance
+
+
+@given(instances, st.frozensets(st.sampled_from(["mesh", "drain", "x"])))
+def test_marks_are_no_part_of_the_member(instance: Instance, marks: frozenset[str]) -> None:
+    assert format_member(replace(instance, marks=marks)) == format_member(instance)
 
 
 @given(instances)

@@ -54,9 +54,23 @@ def test_a_file_gives_services_groups_and_parameters(tmp_path: Path) -> None:
     assert services[ServiceKey("/service/demo", "g")] == (Instance(Address("10.0.0.3", 5000)),)
 
 
+def test_members_of_a_file_may_be_marked(tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    path.write_text(
+        '[[service]]\nuri = "/service/demo"\n'
+        'instances = ["10.0.0.1:80?mark=drain&k=v&mark=mesh", "10.0.0.2:80"]\n'
+    )
+    first, second = load(path)[DEMO]
+    assert first.marks == frozenset({"drain", "mesh"})
+    assert first.protocols == ("resp", "mesh")
+    assert first.extra == (("k", "v"),)
+    assert second.marks == frozenset()
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ('[[service]]\nuri = "/a"\ninstances = ["10.0.0.1:80?mark=Drain"]', "expected a mark"),
         ("[[service]", "Expected"),
         ("[service]\nuri='/a'", "expected [[service]]"),
         ("services = []", "unknown key 'services'"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +15,13 @@ GRACE_S = 90.0
 
 
 def read(
-    known: ServiceView | None, version: str | None, *members: str, now_s: float = 0.0
+    known: ServiceView | None,
+    version: str | None,
+    *members: str,
+    now_s: float = 0.0,
+    marks: Iterable[str] = (),
 ) -> ServiceView:
-    return merged(known, version, frozenset(members), now_s, GRACE_S)
+    return merged(known, version, frozenset(members), now_s, GRACE_S, frozenset(marks))
 
 
 def routed(view: ServiceView) -> set[str]:
@@ -93,6 +99,41 @@ def test_a_restored_copy_goes_on_where_it_was() -> None:
     assert routed(view) == {A, B}
     assert routed(read(view, "9-1", A, now_s=5)) == {A, B}
     assert routed(read(read(view, "9-2", A, C, now_s=5), "9-2", A, C, now_s=95)) == {A, C}
+
+
+def marks(view: ServiceView) -> dict[str, set[str]]:
+    return {str(i.address): set(i.marks) for i in view.instances if i.marks}
+
+
+def test_marks_belong_to_addresses_and_go_when_they_are_cleared() -> None:
+    view = read(None, "7-1", A, B, marks=[f"{A} drain", f"{A} later", f"{C} maint"])
+    assert marks(view) == {A: {"drain", "later"}}
+    assert marks(read(view, "7-2", f"{A}?weight=5", B, marks=[f"{A} drain"])) == {A: {"drain"}}
+    assert marks(read(view, "7-2", A, B)) == {}
+
+
+def test_the_mesh_mark_adds_the_protocol_once() -> None:
+    view = read(None, "7-1", A, f"{B}?proto=mesh&proto=resp", marks=[f"{A} mesh", f"{B} mesh"])
+    assert [i.protocols for i in view.instances] == [("resp", "mesh"), ("mesh", "resp")]
+    assert [i.protocols for i in read(view, "7-2", A, B).instances] == [("resp",), ("resp",)]
+
+
+def test_marks_that_cannot_be_read_are_named_and_harm_nothing() -> None:
+    view = read(None, "7-1", A, marks=["nonsense", f"{A} ", f"{A} Drain", "", f"{A} maint"])
+    assert marks(view) == {A: {"maint"}}
+    assert len(view.broken) == 4
+
+
+def test_a_lost_instance_keeps_its_marks_until_it_registers_again() -> None:
+    view = read(read(None, "7-1", A, B, marks=[f"{A} drain", f"{B} maint"]), None)
+    assert marks(view) == {A: {"drain"}, B: {"maint"}}
+    assert marks(read(view, "9-1", A)) == {B: {"maint"}}
+
+
+def test_marks_survive_in_a_copy() -> None:
+    assert marks(restored("9-1", [A], [B], [f"{A} drain", f"{B} mesh", "x"])) == {
+        A: {"drain"}, B: {"mesh"},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
