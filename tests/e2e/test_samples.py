@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from tests.support.demo import DemoProcess
+from tests.support.lab import wait_until
 from tests.support.redis import RedisServer
 
 pytestmark = pytest.mark.e2e
@@ -174,8 +175,24 @@ def test_load_counts_error_codes(service: DemoProcess) -> None:
     assert report["errors"]["ec 503"]["count"] == len(report["failures"]) == 50
 
 
+def kill_after(service: DemoProcess, requests: int) -> None:
+    """Kill it while it is under way, however long the load took to begin."""
+    with (
+        socket.create_connection(("127.0.0.1", service.port)) as sock,
+        sock.makefile("rwb") as file,
+    ):
+
+        def processed() -> int:
+            file.write(b"INFO\r\n")
+            file.flush()
+            return int(json.loads(file.readline()[1:])["moa"]["proc"])
+
+        wait_until(lambda: processed() >= requests, 10.0, f"{requests} requests served")
+    service.kill()
+
+
 def test_load_records_each_failure_with_its_time(service: DemoProcess) -> None:
-    killer = threading.Timer(0.7, service.kill)
+    killer = threading.Thread(target=kill_after, args=(service, 100))
     killer.start()
     code, report = load(service.address, "--rate", "200", "--seconds", "1.5")
     killer.join()
