@@ -179,9 +179,6 @@ def kill_after(service: DemoProcess, requests: int) -> None:
     """Kill it while it is under way, however long the load took to begin."""
     address = ("127.0.0.1", service.port)
     with socket.create_connection(address) as sock, sock.makefile("rwb") as file:
-        socket.create_connection(("127.0.0.1", service.port)) as sock,
-        sock.makefile("rwb") as file,
-    ):
 
         def processed() -> int:
             file.write(b"INFO\r\n")
