@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import resource
 import socket
 import struct
 from contextlib import suppress
@@ -14,6 +16,9 @@ SO_ORIGINAL_DST = 80
 
 KEEP_IDLE_S, KEEP_INTERVAL_S, KEEP_PROBES = 60, 10, 6
 """A dead peer is found after two minutes; the system's default is two hours."""
+
+_HIGHEST_LISTENER = 65536 - 64
+"""A table of descriptors costs 8 bytes for each up to the highest, here and in libuv."""
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
@@ -54,7 +59,12 @@ def open_client(target: Address, *, mark: int = 0, source: str | None = None) ->
 
 
 def open_listener(address: Address, *, backlog: int = 4096) -> socket.socket:
-    """A non-blocking listening socket; raises `OSError` that names the address."""
+    """A non-blocking listening socket; raises `OSError` that names the address.
+
+    Its descriptor is above those of connections. The kernel closes what a killed process had
+    from the highest down (task_work runs last in, first out; 6.18), and a listener that is
+    closed behind the connections still accepts their clients when they come back.
+    """
     sock = socket.socket(family_of(address.host), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -66,7 +76,20 @@ def open_listener(address: Address, *, backlog: int = 4096) -> socket.socket:
         sock.close()
         hint = "; another agent, or a service, has it" if e.errno == errno.EADDRINUSE else ""
         raise OSError(e.errno, f"listen on {address}: {e.strerror}{hint}") from e
-    return sock
+    return _raised(sock)
+
+
+def _raised(sock: socket.socket) -> socket.socket:
+    """The same socket under the highest number that there is room for."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        number = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, min(most - 16, _HIGHEST_LISTENER))
+    except (OSError, ValueError):
+        return sock
+    sock.close()
+    raised = socket.socket(fileno=number)
+    raised.setblocking(False)
+    return raised
 
 
 def original_destination(sock: socket.socket) -> Address | None:

@@ -4,53 +4,62 @@ The file is JSON: `{"format": 1, "services": {"<name>": {"version", "members", "
 with members as in `member.py` and marks as in `marks.py`. Marks may be missing: agents before
 0.2 write none and read past them, so that an upgrade and the way back keep the copy. It is
 replaced as a whole, so a crash leaves the old or the new one, and readable by its owner only.
-Both functions block on the disk.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from proxy.core.model import ServiceKey
+from proxy.registry import child
 from proxy.registry.keys import BadServiceName, parse_name
 from proxy.registry.view import ServiceView, restored
 
 FORMAT = 1
 MAX_BYTES = 64 * 1024 * 1024
 
-_TEMPORARY = ".new"
+_MEMBERS_AT_ONCE = 500
+"""Written in one turn of the event loop, which takes about 0.3 ms."""
 
 
 class LastKnownError(Exception):
     """The copy cannot be read or written: which file, and why."""
 
 
-def save(path: Path, views: Mapping[ServiceKey, ServiceView]) -> None:
-    """Replace the copy; raises LastKnownError, and then the old one is still there."""
-    services = {
-        str(key): {
-            "version": v.version,
-            "members": list(v.members),
-            "kept": list(v.kept),
-            "marks": [f"{a} {mark}" for a, marks in v.marks.items() for mark in sorted(marks)],
-        }
-        for key, v in views.items()
-    }
-    text = json.dumps({"format": FORMAT, "services": services}, indent=0)
-    try:
-        _replace(path, text.encode())
-    except OSError as error:
-        raise LastKnownError(f"write the last known services to {path}: {error}") from error
+async def save(path: Path, views: Mapping[ServiceKey, ServiceView]) -> None:
+    """Replace the copy; raises LastKnownError, and then the old one is still there.
+
+    `views` must not change meanwhile. A child process waits for the disk, not the event loop.
+    """
+    with child.memory_file() as text:
+        text.write(f'{{"format": {FORMAT}, "services": {{'.encode())
+        written, comma = 0, ""
+        for key, view in views.items():
+            service = {
+                "version": view.version,
+                "members": list(view.members),
+                "kept": list(view.kept),
+                "marks": [f"{a} {m}" for a, marks in view.marks.items() for m in sorted(marks)],
+            }
+            text.write(f"{comma}\n{json.dumps(str(key))}: {json.dumps(service)}".encode())
+            comma = ","
+            written += 1 + len(view.members) + len(view.kept)
+            if written >= _MEMBERS_AT_ONCE:
+                written = 0
+                await asyncio.sleep(0)
+        text.write(b"}}\n")
+        try:
+            await child.run("write", path, text)
+        except child.ChildError as error:
+            raise LastKnownError(f"write the last known services to {path}: {error}") from error
 
 
 def load(path: Path) -> dict[ServiceKey, ServiceView]:
-    """Read the copy; {} when there is none. Raises LastKnownError."""
+    """Read the copy; {} when there is none. Raises LastKnownError. Blocks: for the start."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -94,26 +103,3 @@ def _texts(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError("expected a list of texts")
     return value
-
-
-def _replace(path: Path, data: bytes) -> None:
-    prefix = f".{path.name}."
-    # One agent writes here: what an earlier save left, it left because it was killed.
-    for leftover in path.parent.glob(f"{escape(prefix)}*{_TEMPORARY}"):
-        leftover.unlink(missing_ok=True)
-    # mkstemp makes the file with mode 0600.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=_TEMPORARY)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

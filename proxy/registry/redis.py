@@ -278,7 +278,7 @@ class RedisRegistry:
             await self._changed.wait()
             self._changed.clear()
             try:
-                await asyncio.to_thread(lastknown.save, path, dict(self._views))
+                await lastknown.save(path, dict(self._views))
             except lastknown.LastKnownError as error:
                 _log.warning("last known services not saved", reason=str(error))
             await asyncio.sleep(self._times.save_interval)

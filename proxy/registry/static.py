@@ -15,15 +15,16 @@ a service on purpose, give it `instances = []`.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from proxy.core.model import ANY_GROUP, Address, Instance, ServiceKey, ServiceTable
+from proxy.registry import child, file_worker
 from proxy.registry.base import (
     ReadOnlyRegistry,
     RegistryError,
@@ -37,7 +38,11 @@ from proxy.registry.marks import BadMark, check_mark, marked
 from proxy.registry.member import BadMember, parse_member
 
 POLL_INTERVAL_S = 0.5
-MAX_BYTES = 16 * 1024 * 1024
+
+_READ_AT_ONCE = 8 * 1024
+"""A larger file is read by a child process: a megabyte of TOML takes a fifth of a second."""
+_MEMBERS_AT_ONCE = 50
+"""Read in one turn of the event loop."""
 
 _Fingerprint = tuple[int, int, int]
 
@@ -101,16 +106,16 @@ class StaticRegistry:
         return ReadOnlyRegistry(f"{what}: {self._path} is a file that we do not write")
 
     async def _poll(self) -> None:
-        seen = await asyncio.to_thread(_fingerprint, self._path)
+        seen = _fingerprint(self._path)
         # Twice the same: a file that is being written in place is not read half-way.
         if seen == self._seen and seen != self._applied:
             await self._apply()
         self._seen = seen
 
     async def _apply(self) -> None:
-        self._applied = self._seen = await asyncio.to_thread(_fingerprint, self._path)
+        self._applied = self._seen = _fingerprint(self._path)
         try:
-            services = await asyncio.to_thread(load, self._path)
+            services = await self._load()
             if not services and self.table.uris:
                 raise RegistryError(f"{self._path}: no [[service]]; to empty one: instances = []")
         except RegistryError as error:
@@ -123,41 +128,59 @@ class StaticRegistry:
             self._board.publish(table)
         self._board.set_state(RegistryState.SYNCED, str(self._path))
 
+    async def _load(self) -> dict[ServiceKey, tuple[Instance, ...]]:
+        """What `load` returns or raises, without holding the event loop up."""
+        if self._seen is not None and self._seen[1] <= _READ_AT_ONCE:
+            return load(self._path)
+        try:
+            document = json.loads(await child.run("toml", self._path))
+            services: dict[ServiceKey, tuple[Instance, ...]] = {}
+            for _ in _steps(document, services):
+                await asyncio.sleep(0)
+        except (child.ChildError, ValueError) as error:
+            raise RegistryError(f"{self._path}: {error}") from error
+        return services
+
 
 def load(path: Path) -> dict[ServiceKey, tuple[Instance, ...]]:
     """Read a registry file; raises RegistryError naming the file, the place and the fault."""
+    services: dict[ServiceKey, tuple[Instance, ...]] = {}
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise RegistryError(f"{path}: more than {MAX_BYTES} bytes")
-        document = tomllib.loads(raw.decode())
-        return _services(document)
+        for _ in _steps(json.loads(file_worker.read_toml(path)), services):
+            pass
     except OSError as error:
         raise RegistryError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise RegistryError(f"{path}: {error}") from error
+    return services
 
 
-def _services(document: Mapping[str, Any]) -> dict[ServiceKey, tuple[Instance, ...]]:
+def _steps(
+    document: Mapping[str, Any], services: dict[ServiceKey, tuple[Instance, ...]]
+) -> Iterator[None]:
+    """Fill `services`, in steps of about a millisecond; raises ValueError."""
     _only("at the top", document, {"service"})
     entries = document.get("service", [])
     if not isinstance(entries, list):
         raise ValueError("service: expected [[service]], seen [service]")
-    services: dict[ServiceKey, tuple[Instance, ...]] = {}
     for number, entry in enumerate(entries, start=1):
         place = f"[[service]] number {number}"
         if not isinstance(entry, dict):
             raise ValueError(f"{place}: expected a table, seen {entry!r}")
         _only(place, entry, {"uri", "group", "instances"})
-        key, instances = _service(place, entry)
+        key, texts = _names(place, entry)
+        instances: list[Instance] = []
+        for begin in range(0, len(texts), _MEMBERS_AT_ONCE):
+            yield
+            instances += _instances(place, key, texts[begin : begin + _MEMBERS_AT_ONCE])
+        if len({instance.address for instance in instances}) != len(instances):
+            raise ValueError(f"{place} ({key.uri}): an address is there twice")
         if key in services:
             raise ValueError(f"{place}: {key} is there twice")
-        services[key] = instances
-    return services
+        services[key] = tuple(instances)
 
 
-def _service(place: str, entry: Mapping[str, Any]) -> tuple[ServiceKey, tuple[Instance, ...]]:
+def _names(place: str, entry: Mapping[str, Any]) -> tuple[ServiceKey, list[str]]:
     uri, group = entry.get("uri"), entry.get("group", ANY_GROUP)
     if not isinstance(uri, str) or not isinstance(group, str):
         raise ValueError(f"{place}: expected uri = text and group = text")
@@ -167,12 +190,16 @@ def _service(place: str, entry: Mapping[str, Any]) -> tuple[ServiceKey, tuple[In
     key = ServiceKey(uri, group or ANY_GROUP)
     try:
         check_name(key)
-        instances = tuple(_instance(text) for text in texts)
-    except (BadMember, BadMark, BadServiceName) as error:
+    except BadServiceName as error:
         raise ValueError(f"{place} ({uri}): {error}") from None
-    if len({instance.address for instance in instances}) != len(instances):
-        raise ValueError(f"{place} ({uri}): an address is there twice")
-    return key, instances
+    return key, texts
+
+
+def _instances(place: str, key: ServiceKey, texts: Sequence[str]) -> list[Instance]:
+    try:
+        return [_instance(text) for text in texts]
+    except (BadMember, BadMark) as error:
+        raise ValueError(f"{place} ({key.uri}): {error}") from None
 
 
 def _instance(text: str) -> Instance:

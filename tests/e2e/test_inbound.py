@@ -309,9 +309,7 @@ def test_agent_is_killed_under_load(mesh: Mesh, measured: Measured) -> None:
         last_error_after_s=last_s,
     )
     assert report["errors"].keys() <= {"ConnectionError"}
-    # Each of 8 connections breaks once, and its next may still meet the listener of a process
-    # whose last thread takes milliseconds to go.
-    assert len(report["failures"]) <= 16
+    assert len(report["failures"]) <= 8, "one a connection: the listener goes with the process"
     assert last_s < 0.5
     assert report["last_ok_s"] > 1.8
 

@@ -211,6 +211,7 @@ def test_agent_restarts_while_redis_is_down(mesh: Mesh, measured: Measured) -> N
     copy = mesh.a.directory / "state/registry.json"
     members = [f"{node.ip4}:{PORT}" for node in (mesh.b, mesh.c)]
     wait_until(lambda: all(m in copy.read_text() for m in members), 10, "the copy on disk")
+    assert mesh.agent.threads() == 1, "a child wrote it"
     mesh.redis.kill()
     mesh.agent.process.kill()
     start_s = time.monotonic()

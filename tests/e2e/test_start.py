@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.agents import Agent, start_agent, static_registry, write_config
-from tests.support.lab import Lab, LabNode
+from tests.support.lab import Lab, LabNode, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -34,6 +34,16 @@ def test_without_a_state_directory_it_serves_and_says_so(node: LabNode) -> None:
     process = node.python("moa-agent", "-I", "-m", "installer.agent", str(config))
     process.wait_line('"ready"')
     assert "no state directory" in process.output
+
+
+def test_an_agent_is_one_thread_also_when_its_registry_file_is_large(node: LabNode) -> None:
+    """Of a killed process the last thread closes the listener: a second one loses connections."""
+    agent = start_agent(node, _registry(node))
+    assert agent.threads() == 1
+    path = node.lab.directory / "services.toml"
+    static_registry(path, {f"/service/s{n}": ["10.77.9.9:5000"] for n in range(500)})
+    wait_until(lambda: agent.status()["registry"]["services"] == 500, 10, "the new table")
+    assert agent.threads() == 1
 
 
 def test_an_unusable_runtime_directory_is_named_with_its_key(node: LabNode) -> None:

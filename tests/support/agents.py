@@ -34,6 +34,10 @@ class Agent:
     def status(self) -> dict[str, Any]:
         return AgentClient.of(self.node.directory / "run").status()
 
+    def threads(self) -> int:
+        """Threads of its process now."""
+        return len(list(Path(f"/proc/{self.process.popen.pid}/task").iterdir()))
+
     def mesh_on(self) -> None:
         """Scope this node's services and switch the mesh on."""
         node = Node(self.node.root)

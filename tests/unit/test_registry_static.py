@@ -180,3 +180,26 @@ async def test_changes_are_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ReadOnlyRegistry, match=r"registry\.toml is a file"):
         await registry.deregister(DEMO, instance.address)
     await registry.heartbeat(DEMO, instance)
+
+
+async def test_a_large_file_is_read_in_many_turns_of_the_loop(tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    members = ", ".join(f'"10.0.{n // 250}.{n % 250}:80"' for n in range(20_000))
+    path.write_text(f'[[service]]\nuri = "/service/demo"\ninstances = [{members}]\n')
+    registry, turns = StaticRegistry(path), 0
+    task = asyncio.create_task(registry.run())
+    while registry.status().state is RegistryState.STARTING:
+        turns += 1
+        await asyncio.sleep(0)
+    task.cancel()
+    assert registry.status().state is RegistryState.SYNCED
+    assert len(registry.table.addresses) == 20_000
+    assert turns > 400
+
+
+async def test_a_large_file_that_is_no_toml_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    path.write_text(ONE * 200 + "\n[[service]")
+    async with running(path) as registry:
+        assert registry.status().state is RegistryState.DEGRADED
+        assert "Expected ']]'" in registry.status().detail
