@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from proxy.core.model import Address, Instance
 from proxy.registry.member import BadMember, format_member, parse_member
 
-KNOWN = {"proto", "weight", "zone", "pre", "timeout", "app", "version"}
+KNOWN = {"proto", "weight", "zone", "pre", "timeout", "app", "version", "codec"}
 
 texts = st.text(
     st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\x7f"), max_size=12
