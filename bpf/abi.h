@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define MOA_ABI_VERSION 1
+#define MOA_ABI_VERSION 2
 
 /* moa_cfg.flags */
 enum moa_cfg_flag {
@@ -34,6 +34,7 @@ enum moa_cgroup_flag {
 enum moa_dst_flag {
 	MOA_DST_LISTED = 1,
 	MOA_DST_LOOPBACK = 2, /* the entry itself lies within loopback */
+	MOA_DST_INSTANCE = 4, /* the registry lists it, or lately did, as an instance */
 };
 
 /* Keys of the listeners map */
@@ -64,6 +65,10 @@ enum moa_reason {
 	MOA_R_CONNECT_NO_STORAGE,
 	MOA_R_CONNECT_SHADOW,
 	MOA_R_CONNECT_REDIRECTED,
+	MOA_R_CONNECT_PEER,
+	MOA_R_CONNECT_PEER_NOT_INSTANCE,
+	MOA_R_CONNECT_PEER_OTHER_NETNS,
+	MOA_R_CONNECT_PEER_NONE_FRESH,
 	MOA_R_CARRY_STORED,
 	MOA_R_CARRY_STORE_FAILED,
 	MOA_R_CARRY_TAKEN,
@@ -88,6 +93,12 @@ enum moa_reason {
 	MOA_R_MAX,
 };
 
+/* Room for reasons to come, so that a new one is no new layout. */
+#define MOA_COUNTERS 64
+
+/* Keys of the peers map: so many for IPv4, and as many for IPv6 after them. */
+#define MOA_PEER_SLOTS 16
+
 /* cfg[0]. Written by user space only. */
 struct moa_cfg {
 	__u32 flags;
@@ -105,7 +116,7 @@ struct moa_dst {
 	__u32 addr_be[4];
 	__u16 port_be;
 	__u8 family; /* 4 or 6 */
-	__u8 reserved;
+	__u8 via_peer; /* sent to a peer agent: nobody on this node will ask for it */
 	__u32 pid; /* of the process that called connect() */
 	__u64 cookie; /* of the caller's socket */
 	__u64 cgroup_id; /* of the caller */
@@ -141,6 +152,17 @@ struct moa_lpm6 {
 	__u32 addr_be[4];
 };
 
+/* A peer agent, good for as long as its supervisor says: one that dies lets it expire. */
+struct moa_peer {
+	__u32 addr_be[4]; /* IPv4 stands in addr_be[0], the rest 0 */
+	__u16 port_be;
+	__u8 family; /* 4 or 6 */
+	__u8 reserved;
+	__u32 reserved2;
+	__u64 valid_until_ns; /* CLOCK_MONOTONIC; 0: no peer lives */
+	__u64 netns_cookie; /* of the callers that it is for: the agent's own namespace */
+};
+
 /* One decision, before and after translation. */
 struct moa_event {
 	__u64 at_ns; /* CLOCK_MONOTONIC */
@@ -163,6 +185,8 @@ _Static_assert(sizeof(struct moa_dst) == 48, "moa_dst");
 _Static_assert(sizeof(struct moa_tuple) == 40, "moa_tuple");
 _Static_assert(sizeof(struct moa_lpm4) == 12, "moa_lpm4");
 _Static_assert(sizeof(struct moa_lpm6) == 24, "moa_lpm6");
+_Static_assert(sizeof(struct moa_peer) == 40, "moa_peer");
 _Static_assert(sizeof(struct moa_event) == 88, "moa_event");
+_Static_assert((int)MOA_R_MAX <= MOA_COUNTERS, "counters");
 
 #endif

@@ -172,8 +172,43 @@ static __always_inline void moa_translate(struct bpf_sock_addr *ctx, const struc
 	}
 }
 
+/* A stamp further ahead than this is of another clock (a time namespace) and says nothing. */
+#define MOA_PEER_MAX_AHEAD_NS 60000000000ull
+
+/*
+ * Translates to a peer agent when one may take the connection. Returns MOA_R_CONNECT_PEER, or
+ * why not; MOA_R_MAX when no peers are kept here at all.
+ *
+ * Nobody carries the dialled address to another node, so only what the registry lists as an
+ * instance goes there: a MOA request names its service itself. Only for callers in the agent's
+ * network namespace, as with the agent: the peer knows the others' addresses by no name.
+ */
+static __always_inline int moa_choose_peer(struct bpf_sock_addr *ctx, struct moa_flow *flow,
+					   __u32 included)
+{
+	__u32 slot = bpf_get_prandom_u32() % MOA_PEER_SLOTS;
+	__u64 now = bpf_ktime_get_ns();
+	struct moa_peer *peer;
+
+	if (flow->family == 6)
+		slot += MOA_PEER_SLOTS;
+	peer = bpf_map_lookup_elem(&peers, &slot);
+	if (!peer)
+		return MOA_R_MAX;
+	if (!(included & MOA_DST_INSTANCE))
+		return MOA_R_CONNECT_PEER_NOT_INSTANCE;
+	if (peer->netns_cookie != bpf_get_netns_cookie(ctx))
+		return MOA_R_CONNECT_PEER_OTHER_NETNS;
+	if (peer->family != flow->family || peer->valid_until_ns < now ||
+	    peer->valid_until_ns - now > MOA_PEER_MAX_AHEAD_NS)
+		return MOA_R_CONNECT_PEER_NONE_FRESH;
+	__builtin_memcpy(flow->after_be, peer->addr_be, sizeof(flow->after_be));
+	flow->after_port_be = peer->port_be;
+	return MOA_R_CONNECT_PEER;
+}
+
 static __always_inline int moa_remember(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
-					const struct moa_flow *flow)
+					const struct moa_flow *flow, __u8 via_peer)
 {
 	struct moa_dst *dst =
 		bpf_sk_storage_get(&dst_by_caller, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
@@ -183,7 +218,7 @@ static __always_inline int moa_remember(struct bpf_sock_addr *ctx, struct bpf_so
 	__builtin_memcpy(dst->addr_be, flow->before_be, sizeof(dst->addr_be));
 	dst->port_be = flow->before_port_be;
 	dst->family = flow->family;
-	dst->reserved = 0;
+	dst->via_peer = via_peer;
 	dst->pid = bpf_get_current_pid_tgid() >> 32;
 	dst->cookie = bpf_get_socket_cookie(ctx);
 	dst->cgroup_id = bpf_get_current_cgroup_id();
@@ -198,7 +233,7 @@ static __always_inline int moa_decide(struct bpf_sock_addr *ctx, struct moa_flow
 	struct bpf_sock *sk = ctx->sk;
 	__u32 policy = 0;
 	__u32 included;
-	int found;
+	int found = MOA_R_CONNECT_HEARTBEAT_STALE;
 
 	if (ctx->protocol != IPPROTO_TCP) {
 		moa_count(MOA_R_CONNECT_NOT_TCP);
@@ -256,25 +291,33 @@ static __always_inline int moa_decide(struct bpf_sock_addr *ctx, struct moa_flow
 		moa_count(MOA_R_CONNECT_DST_EXCLUDED);
 		return 0;
 	}
-	if (!moa_heartbeat_fresh(config)) {
-		moa_report(ctx, config, flow, MOA_R_CONNECT_HEARTBEAT_STALE);
-		return 0;
+	if (moa_heartbeat_fresh(config)) {
+		moa_translate(ctx, config, flow);
+		found = moa_find_listener(ctx, flow);
 	}
-	moa_translate(ctx, config, flow);
-	found = moa_find_listener(ctx, flow);
-	if (found != MOA_R_CONNECT_REDIRECTED) {
+	if ((config->flags & MOA_CFG_SHADOW) || (policy & MOA_CGROUP_SHADOW)) {
+		if (found == MOA_R_CONNECT_REDIRECTED)
+			found = MOA_R_CONNECT_SHADOW;
 		moa_report(ctx, config, flow, found);
 		return 0;
 	}
-	if ((config->flags & MOA_CFG_SHADOW) || (policy & MOA_CGROUP_SHADOW)) {
-		moa_report(ctx, config, flow, MOA_R_CONNECT_SHADOW);
-		return 0;
+	if (found != MOA_R_CONNECT_REDIRECTED) {
+		int peer = moa_choose_peer(ctx, flow, included);
+
+		if (peer != MOA_R_MAX) {
+			moa_count(found);
+			found = peer;
+		}
+		if (found != MOA_R_CONNECT_PEER) {
+			moa_report(ctx, config, flow, found);
+			return 0;
+		}
 	}
-	if (!moa_remember(ctx, sk, flow)) {
+	if (!moa_remember(ctx, sk, flow, found == MOA_R_CONNECT_PEER)) {
 		moa_report(ctx, config, flow, MOA_R_CONNECT_NO_STORAGE);
 		return 0;
 	}
-	moa_report(ctx, config, flow, MOA_R_CONNECT_REDIRECTED);
+	moa_report(ctx, config, flow, found);
 	return 1;
 }
 

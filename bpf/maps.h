@@ -52,6 +52,19 @@ MOA_DST_TRIE(dst_include6, struct moa_lpm6);
 MOA_DST_TRIE(dst_exclude4, struct moa_lpm4);
 MOA_DST_TRIE(dst_exclude6, struct moa_lpm6);
 
+/*
+ * Slot -> a peer agent for callers whose own agent does not serve. Written and deleted by the
+ * supervisor, which fills every slot of a family with the peers that live: one look-up at a
+ * random slot is a fair choice. A hash, since its elements are replaced as a whole.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2 * MOA_PEER_SLOTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct moa_peer);
+} peers SEC(".maps");
+
 /* Port (host order) of a local service whose traffic is the agent's. Written by the agent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -109,7 +122,7 @@ struct {
 /* enum moa_reason -> how often, per CPU, since the maps were made. Written by every hook. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, MOA_R_MAX);
+	__uint(max_entries, MOA_COUNTERS);
 	__type(key, __u32);
 	__type(value, __u64);
 } counters SEC(".maps");

@@ -18,7 +18,7 @@ int moa_sockops_caller(struct bpf_sock_ops *ops)
 	if (!sk)
 		return 1;
 	dst = bpf_sk_storage_get(&dst_by_caller, sk, NULL, 0);
-	if (!dst)
+	if (!dst || dst->via_peer)
 		return 1;
 	tuple.family = moa_wire_family(ops);
 	if (tuple.family == 4) {

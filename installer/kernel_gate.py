@@ -93,7 +93,8 @@ class KernelGate:
             for address in self._known.all:
                 # Loopback is only ever intercepted when the configuration names it.
                 if not ip_address(address.host).is_loopback:
-                    included.add(Destination.of(address.host, address.port))
+                    included.discard(Destination.of(address.host, address.port))
+                    included.add(Destination.of(address.host, address.port, is_instance=True))
         return included
 
     def _registered_ports(self) -> set[int]:

@@ -10,7 +10,10 @@ import socket
 import struct
 from enum import IntEnum, IntFlag
 
-ABI_VERSION = 1
+ABI_VERSION = 2
+
+PEER_SLOTS = 16
+"""Keys of the map `peers`: so many for IPv4, and as many for IPv6 after them."""
 
 
 class CfgFlag(IntFlag):
@@ -29,6 +32,7 @@ class CgroupFlag(IntFlag):
 class DstFlag(IntFlag):
     LISTED = 1
     LOOPBACK = 2
+    INSTANCE = 4
 
 
 class ListenerSlot(IntEnum):
@@ -58,27 +62,31 @@ class Reason(IntEnum):
     CONNECT_NO_STORAGE = 14
     CONNECT_SHADOW = 15
     CONNECT_REDIRECTED = 16
-    CARRY_STORED = 17
-    CARRY_STORE_FAILED = 18
-    CARRY_TAKEN = 19
-    CARRY_MISSING = 20
-    CARRY_STALE = 21
-    CARRY_NO_STORAGE = 22
-    ORIGDST_ANSWERED = 23
-    ORIGDST_UNKNOWN = 24
-    ORIGDST_SHORT_BUFFER = 25
-    PEERNAME_ANSWERED = 26
-    INBOUND_DISABLED = 27
-    INBOUND_NOT_OURS = 28
-    INBOUND_LOOP_GUARD = 29
-    INBOUND_HEARTBEAT_STALE = 30
-    INBOUND_NO_LISTENER = 31
-    INBOUND_ASSIGN_FAILED = 32
-    INBOUND_SHADOW = 33
-    INBOUND_STEERED = 34
-    OUTBOUND_STEERED = 35
-    OUTBOUND_NO_LISTENER = 36
-    EVENT_LOST = 37
+    CONNECT_PEER = 17
+    CONNECT_PEER_NOT_INSTANCE = 18
+    CONNECT_PEER_OTHER_NETNS = 19
+    CONNECT_PEER_NONE_FRESH = 20
+    CARRY_STORED = 21
+    CARRY_STORE_FAILED = 22
+    CARRY_TAKEN = 23
+    CARRY_MISSING = 24
+    CARRY_STALE = 25
+    CARRY_NO_STORAGE = 26
+    ORIGDST_ANSWERED = 27
+    ORIGDST_UNKNOWN = 28
+    ORIGDST_SHORT_BUFFER = 29
+    PEERNAME_ANSWERED = 30
+    INBOUND_DISABLED = 31
+    INBOUND_NOT_OURS = 32
+    INBOUND_LOOP_GUARD = 33
+    INBOUND_HEARTBEAT_STALE = 34
+    INBOUND_NO_LISTENER = 35
+    INBOUND_ASSIGN_FAILED = 36
+    INBOUND_SHADOW = 37
+    INBOUND_STEERED = 38
+    OUTBOUND_STEERED = 39
+    OUTBOUND_NO_LISTENER = 40
+    EVENT_LOST = 41
 
 
 class Cfg(c.Structure):
@@ -103,7 +111,7 @@ class Dst(c.Structure):
         ("addr_be", c.c_uint8 * 16),
         ("port_be", c.c_uint8 * 2),
         ("family", c.c_uint8),
-        ("reserved", c.c_uint8),
+        ("via_peer", c.c_uint8),
         ("pid", c.c_uint32),
         ("cookie", c.c_uint64),
         ("cgroup_id", c.c_uint64),
@@ -120,6 +128,20 @@ class Tuple(c.Structure):
         ("src_port", c.c_uint16),
         ("dst_port", c.c_uint16),
         ("family", c.c_uint32),
+    )
+
+
+class Peer(c.Structure):
+    """struct moa_peer."""
+
+    _fields_ = (
+        ("addr_be", c.c_uint8 * 16),
+        ("port_be", c.c_uint8 * 2),
+        ("family", c.c_uint8),
+        ("reserved", c.c_uint8),
+        ("reserved2", c.c_uint32),
+        ("valid_until_ns", c.c_uint64),
+        ("netns_cookie", c.c_uint64),
     )
 
 

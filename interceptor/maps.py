@@ -23,10 +23,14 @@ _LOOPBACK6 = IPv6Network("::1/128")
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Addresses that services dial: a network and a port, 0 for any port."""
+    """Addresses that services dial: a network and a port, 0 for any port.
+
+    `is_instance`: it is a MOA instance of the registry, which a peer agent can serve as well.
+    """
 
     network: IPv4Network | IPv6Network
     port: int = 0
+    is_instance: bool = False
 
     @property
     def is_loopback(self) -> bool:
@@ -35,9 +39,9 @@ class Destination:
         return self.network.subnet_of(_LOOPBACK6)
 
     @classmethod
-    def of(cls, host: str, port: int) -> Destination:
+    def of(cls, host: str, port: int, *, is_instance: bool = False) -> Destination:
         """One address and port."""
-        return cls(ip_network(host), port)
+        return cls(ip_network(host), port, is_instance)
 
     def __str__(self) -> str:
         return f"{self.network}:{self.port or '*'}"
@@ -142,7 +146,10 @@ class Maps:
             fd = self._fds[f"dst_{kind}{version}"]
             for key in list(libbpf.map_keys(fd, size)):
                 network, bits, port = abi.lpm_parse(key)
-                found.add(Destination(ip_network((network, bits)), port))
+                raw = libbpf.map_lookup(fd, key, 4)
+                flags = struct.unpack("=I", raw)[0] if raw is not None else 0
+                is_instance = bool(flags & DstFlag.INSTANCE)
+                found.add(Destination(ip_network((network, bits)), port, is_instance))
         return found
 
     def set_destinations(self, kind: str, wanted: Iterable[Destination]) -> None:
@@ -153,16 +160,24 @@ class Maps:
     def change_destinations(
         self, kind: str, *, add: Iterable[Destination], remove: Iterable[Destination]
     ) -> None:
-        """Write and delete single entries; `kind` is "include" or "exclude"."""
+        """Write and delete single entries; `kind` is "include" or "exclude".
+
+        What is in both, by its address and port, is written.
+        """
+        written = set()
         for destination in add:
             flags = DstFlag.LISTED
             if destination.is_loopback:
                 flags |= DstFlag.LOOPBACK
+            if destination.is_instance:
+                flags |= DstFlag.INSTANCE
             fd, key = self._trie(kind, destination)
             libbpf.map_update(fd, key, struct.pack("=I", flags))
+            written.add((fd, key))
         for destination in remove:
             fd, key = self._trie(kind, destination)
-            libbpf.map_delete(fd, key)
+            if (fd, key) not in written:
+                libbpf.map_delete(fd, key)
 
     def _trie(self, kind: str, destination: Destination) -> tuple[int, bytes]:
         network = destination.network

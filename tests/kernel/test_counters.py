@@ -22,6 +22,7 @@ from tests.kernel.mesh import (
     family_of,
     in_namespace,
 )
+from tests.kernel.peering import include_instances, write_peers
 from tests.support.lab import Lab, LabNode
 
 FAR4 = "10.77.0.2"
@@ -159,6 +160,29 @@ def shadow(mesh: Mesh) -> None:
     knock(mesh.node, FAR4)
 
 
+def peer(mesh: Mesh) -> None:
+    include_instances(mesh)
+    write_peers(mesh)
+    no_listener(mesh)
+
+
+def peer_not_instance(mesh: Mesh) -> None:
+    write_peers(mesh)
+    no_listener(mesh)
+
+
+def peer_other_netns(mesh: Mesh) -> None:
+    include_instances(mesh)
+    write_peers(mesh, cookie=1)
+    no_listener(mesh)
+
+
+def peer_none_fresh(mesh: Mesh) -> None:
+    include_instances(mesh)
+    write_peers(mesh, valid_s=-1)
+    no_listener(mesh)
+
+
 def carry_stale(mesh: Mesh) -> None:
     with held(mesh) as release:
         make_older(mesh.kernel, age_s=600)
@@ -274,6 +298,10 @@ PROVOCATIONS: dict[Callable[[Mesh], None], set[Reason]] = {
         Reason.CARRY_MISSING,
         Reason.ORIGDST_UNKNOWN,
     },
+    peer: {Reason.CONNECT_PEER},
+    peer_not_instance: {Reason.CONNECT_PEER_NOT_INSTANCE},
+    peer_other_netns: {Reason.CONNECT_PEER_OTHER_NETNS},
+    peer_none_fresh: {Reason.CONNECT_PEER_NONE_FRESH},
     carry_stale: {Reason.CARRY_STALE},
     carry_no_storage: {Reason.CARRY_NO_STORAGE},
     short_buffer: {Reason.ORIGDST_SHORT_BUFFER},

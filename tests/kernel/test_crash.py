@@ -194,7 +194,7 @@ def test_object_that_is_damaged(bare: Mesh, tmp_path: Path) -> None:
 
 def test_pins_of_another_layout_are_not_touched(bare: Mesh) -> None:
     bare.kernel.install(bare.settings())
-    (bare.node.root / "v1" / "maps" / "counters").unlink()
+    (bare.kernel.tree.current / "maps" / "counters").unlink()
     before = look(bare.lab)
     with pytest.raises(InterceptorError, match=r"another layout.*moactl uninstall"):
         bare.kernel.install(bare.settings())

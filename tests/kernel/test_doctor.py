@@ -160,7 +160,7 @@ def test_program_above_a_scope_is_named(mesh: Mesh) -> None:
 
 
 def test_half_of_an_installation(mesh: Mesh) -> None:
-    (mesh.node.root / "v1" / "maps" / "heartbeat").unlink()
+    (mesh.kernel.tree.current / "maps" / "heartbeat").unlink()
     found = results(probes_of(mesh.node), "stale-pins", "agent", "scopes")
     assert "is incomplete" in found["stale-pins"].seen
     assert found["agent"].status is Status.FAIL

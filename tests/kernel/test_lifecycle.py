@@ -98,7 +98,7 @@ def test_uninstall_needs_the_pins_alone(bare: Mesh) -> None:
     """Not the object file, not the configuration, not the agent's cgroup."""
     bare.kernel.install(bare.settings())
     bare.kernel.add_scope(bare.node.services)
-    (bare.node.root / "v1" / "maps" / "cfg").unlink()
+    (bare.kernel.tree.current / "maps" / "cfg").unlink()
     wait_until(bare.node.agent.remove, 5, "the agent's cgroup is gone")
     bare.kernel.uninstall()
     assert not bare.node.root.exists()

@@ -90,7 +90,7 @@ def test_switches_and_destinations_survive_an_update(mesh: Mesh, variant: Path) 
 def test_update_keeps_the_links_and_their_ids(mesh: Mesh, variant: Path) -> None:
     def ids() -> dict[str, int]:
         found = {}
-        for path in (mesh.node.root / "v1" / "links").rglob("*"):
+        for path in (mesh.kernel.tree.current / "links").rglob("*"):
             if path.is_file():
                 fd = libbpf.open_pin(path)
                 with open(fd, "rb"):

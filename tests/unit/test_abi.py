@@ -23,6 +23,7 @@ STRUCTS: dict[str, type[c.Structure]] = {
     "moa_cfg": abi.Cfg,
     "moa_dst": abi.Dst,
     "moa_tuple": abi.Tuple,
+    "moa_peer": abi.Peer,
     "moa_event": abi.Event,
 }
 # Packed by hand; their layout is checked byte for byte below.
@@ -64,7 +65,7 @@ def compiled(
     """Sizes, offsets and values by the C expression that they are the value of."""
     if shutil.which(request.param) is None:
         pytest.skip(f"needs {request.param}")
-    wanted = ["MOA_ABI_VERSION"]
+    wanted = ["MOA_ABI_VERSION", "MOA_PEER_SLOTS"]
     for struct, fields in structs_of_header().items():
         wanted.append(f"sizeof(struct {struct})")
         wanted += [f"offsetof(struct {struct}, {field})" for field in fields]
@@ -119,6 +120,10 @@ def test_maximum_of_an_enum_is_the_number_of_its_members(compiled: dict[str, int
 
 def test_version(compiled: dict[str, int]) -> None:
     assert compiled["MOA_ABI_VERSION"] == abi.ABI_VERSION
+
+
+def test_slots_of_peers(compiled: dict[str, int]) -> None:
+    assert compiled["MOA_PEER_SLOTS"] == abi.PEER_SLOTS
 
 
 @pytest.mark.parametrize(
