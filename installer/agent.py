@@ -28,6 +28,7 @@ from installer.admin import Admin, AgentFacts
 from installer.app_settings import app_settings, kernel_settings, open_registry
 from installer.config import DEFAULT_PATH, Config, ConfigError, load
 from installer.kernel_gate import KernelGate
+from installer.peering import follower, open_directory
 from interceptor.cgroup import Cgroup
 from interceptor.errors import Busy, InterceptorError
 from interceptor.maps import Maps
@@ -171,10 +172,14 @@ async def _serve(
     gate = KernelGate(node, maps, config, known)
     registry = open_registry(config)
     facts = AgentFacts(config, config_path, gate.generation, time.time())
-    app = ProxyApp(settings, registry, gate, gate.is_local, known)
+    agents = open_directory(config)
+    app = ProxyApp(settings, registry, gate, gate.is_local, known, caller_of=agents.caller)
     admin = Admin(app, facts)
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(registry.run())]
+        if config.peer.listen:
+            follow = follower(config, agents, announce=False)
+            background.append(group.create_task(follow()))
         await _first_table(registry)
         gate.reconcile()
         app.start()

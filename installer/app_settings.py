@@ -6,12 +6,14 @@ from installer.config import Config
 from interceptor.cgroup import Cgroup
 from interceptor.node import AgentSettings
 from proxy.app import AppSettings
+from proxy.net.door import DoorSettings
 from proxy.net.forward import ForwardSettings
 from proxy.net.lane import LaneSettings
 from proxy.net.pool_types import PoolSettings
 from proxy.net.served import SessionSettings
 from proxy.registry.base import Registry
 from proxy.registry.endpoint import RedisEndpoint
+from proxy.registry.member import parse_address
 from proxy.registry.redis import RedisRegistry, RedisTimes
 from proxy.registry.static import StaticRegistry
 from proxy.wire.resp import Limits
@@ -68,6 +70,10 @@ def app_settings(config: Config) -> AppSettings:
             detect_wait_s=limits.detect_wait_ms / 1000,
             request_read_timeout_s=limits.request_read_timeout_ms / 1000,
             lane=LaneSettings(replies, LANE_CONNECT_S, connect_timeout_s, config.bpf.mark),
+        ),
+        door=DoorSettings(
+            listen=tuple(map(parse_address, config.peer.listen)),
+            max_connections=config.peer.max_connections,
         ),
         forward=ForwardSettings(
             timeout_s=routing.timeout_ms / 1000,

@@ -23,6 +23,7 @@ from installer.config_sections import (
     Inbound,
     Limits,
     Node,
+    Peer,
     Registry,
     Routing,
     Scope,
@@ -55,6 +56,7 @@ class Config(Section):
     registry: Registry = Field(default_factory=Registry)
     routing: Routing = Field(default_factory=Routing)
     limits: Limits = Field(default_factory=Limits)
+    peer: Peer = Field(default_factory=Peer)
 
     @property
     def last_known_path(self) -> Path:
@@ -64,6 +66,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _values_stand_together(self) -> Config:
         problems = [*_port_problems(self), *_time_problems(self), *_scope_problems(self)]
+        if self.peer.listen and not self.node.application:
+            problems.append(Problem("node.application", "a name, as peer.listen is set"))
         if self.registry.kind == "redis" and self.registry.url is None:
             problems.append(Problem("registry.url", 'a value, as registry.kind is "redis"'))
         if problems:

@@ -37,11 +37,35 @@ def _redis_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _address(text: str) -> str:
+    # Late: most commands have nothing to do with it.
+    from proxy.registry.member import BadMember, parse_address
+
+    try:
+        parse_address(text)
+    except BadMember as error:
+        raise ValueError(f'an address and a port, as "10.0.0.5:15008": {error}') from None
+    return text
+
+
+def _peer(text: str) -> str:
+    from proxy.registry.agents import parse_agent
+    from proxy.registry.member import BadMember
+
+    try:
+        parse_agent(text)
+    except BadMember as error:
+        raise ValueError(f'an agent, as "10.0.0.6:15008?zone=a": {error}') from None
+    return text
+
+
 # TOML has arrays and strings only: strict checks stay on for what is inside of them.
 AbsolutePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
 CgroupPath = Annotated[str, AfterValidator(_cgroup)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 DestinationValue = Annotated[Destination, PlainValidator(Destination.parse)]
+AddressText = Annotated[str, AfterValidator(_address)]
+PeerText = Annotated[str, AfterValidator(_peer)]
 Label = Annotated[str, Field(max_length=253, pattern=r"^[A-Za-z0-9._/-]*$")]
 
 
@@ -175,6 +199,22 @@ class Routing(Section):
     )
     connect_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="For a connection to an instance."
+    )
+
+
+class Peer(Section):
+    listen: Annotated[tuple[AddressText, ...], Field(strict=False, max_length=4)] = Field(
+        (),
+        description="Where callers of other nodes are taken while their own agent does not serve, "
+        'as ["10.0.0.5:15008"]; none: no peers.',
+    )
+    nodes: Annotated[tuple[PeerText, ...], Field(strict=False, max_length=256)] = Field(
+        (),
+        description="Agents of the same application besides those that the registry's Redis "
+        'names: "10.0.0.6:15008?zone=a".',
+    )
+    max_connections: int = Field(
+        4096, ge=1, le=1_000_000, description="Of callers of other nodes, at once."
     )
 
 

@@ -10,14 +10,15 @@ import errno
 import random
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
 from proxy.core.known import KnownInstances
-from proxy.core.model import Address, ServiceTable
+from proxy.core.model import Address, PeerAgent, ServiceTable
 from proxy.core.routing import Router
+from proxy.net.door import Door, DoorSettings
 from proxy.net.forward import Forwarder, ForwardSettings
 from proxy.net.front import Front
 from proxy.net.listener import Acceptor
@@ -84,6 +85,7 @@ class AppSettings:
     zone: str
     default_group: str
     pre: bool
+    door: DoorSettings = field(default_factory=DoorSettings)
 
 
 class ProxyApp:
@@ -97,10 +99,12 @@ class ProxyApp:
         is_local: Callable[[Address], bool],
         known: KnownInstances,
         rand: random.Random | None = None,
+        caller_of: Callable[[str], PeerAgent | None] = lambda _host: None,
     ) -> None:
         """`is_local`: whether an address is this node's and its port steered to the agent.
 
-        `known` is updated with each table, before the gate is told to follow it.
+        `known` is updated with each table, before the gate is told to follow it. `caller_of`
+        says from which node of the same application a connection to the door comes.
         """
         self.known = known
         self.settings = settings
@@ -122,6 +126,9 @@ class ProxyApp:
             self._source_for,
         )
         self._front = Front(settings.session, self.forwarder, self._on_session_end)
+        self._door = Door(self._loop, settings.door, self.metrics, self.sessions, caller_of)
+        self._door.serve = self._serve_caller
+        self._door.on_full = self._on_accept_error
         self.listeners: Listeners | None = None
         self._acceptors: list[Acceptor] = []
 
@@ -147,6 +154,7 @@ class ProxyApp:
                 acceptor.start()
                 self._acceptors.append(acceptor)
         self._gate.open(self.listeners)
+        self._door.open()
 
     def _listen(self) -> Listeners:
         outbound, inbound = self.settings.outbound_port, self.settings.inbound_port
@@ -196,29 +204,39 @@ class ProxyApp:
         source = LOOP_GUARD6 if sock.family == socket.AF_INET6 else LOOP_GUARD4
         self._serve(sock, Direction.INBOUND, original, source)
 
+    def _serve_caller(self, sock: socket.socket, caller: PeerAgent) -> int | None:
+        """One of another node's: nobody knows what it dialled, but that it was an instance."""
+        if self._shut or self._draining:
+            return None
+        return self._serve(sock, Direction.OUTBOUND, None, source=None, caller=caller)
+
     def _serve(
         self,
         sock: socket.socket,
         direction: Direction,
         original: Address | None,
         source: str | None,
-    ) -> None:
+        caller: PeerAgent | None = None,
+    ) -> int | None:
+        """The session's number; None when the client has left already."""
         try:
             client = address_of(sock.getpeername())
         except OSError:
-            sock.close()  # It has left already.
-            return
+            sock.close()
+            return None
         peer = Peer(
             direction=direction,
             client=client,
             original=original,
             original_is_instance=original in self.known,
             source=source,
+            caller=caller,
         )
         self.metrics.accepted += 1
-        self._front.serve(sock, peer)
+        number = self._front.serve(sock, peer)
         if len(self.sessions) >= self.settings.max_connections:
             self._on_full()
+        return number
 
     def _on_session_end(self) -> None:
         if not self.sessions:
@@ -256,9 +274,11 @@ class ProxyApp:
         """Let new connections pass us by, finish what is under way, then close everything."""
         self._draining = True
         self._gate.shut()
+        self._door.dismiss()
         deadline_s = self._loop.time() + timeout_s
         # A connect() that was turned to us just before is still on its way to be accepted.
         await asyncio.sleep(min(_LAST_ARRIVALS_S, timeout_s))
+        self._door.close()
         while self.sessions and self._loop.time() < deadline_s:
             silent_since_s = self._loop.time() - _FIRST_REQUEST_S
             for session in list(self.sessions.values()):
@@ -275,6 +295,7 @@ class ProxyApp:
     def close(self) -> None:
         """Close everything now."""
         self._draining = True
+        self._door.close()
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
@@ -290,6 +311,7 @@ class ProxyApp:
         return {
             "outbound_connections": sum(s.peer.direction is Direction.OUTBOUND for s in sessions),
             "inbound_connections": sum(s.peer.direction is Direction.INBOUND for s in sessions),
+            "peer_connections": sum(s.peer.caller is not None for s in sessions),
             "raw_connections": sum(s.mode is Mode.RAW for s in sessions),
             "upstream_connections": sum(p.connections for p in self.forwarder.pools),
             "services": len(self.forwarder.table.uris),

@@ -61,6 +61,16 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerAgent:
+    """An agent of another node of the same application: where it takes callers of other
+    nodes, and from whose `address.host` its own node's callers come."""
+
+    address: Address
+    app: str = ""
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceKey:
     """A service URI and a group; `ANY_GROUP` is the set that serves every group."""
 

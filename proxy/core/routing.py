@@ -77,7 +77,7 @@ def narrow(found: Candidates, usable: tuple[Instance, ...]) -> tuple[Instance, .
 
 
 class Router:
-    """`candidates` for one caller's settings, remembered until the table changes."""
+    """`candidates` for this node's callers, remembered until the table changes."""
 
     __slots__ = ("_default_group", "_known", "_pre", "_table", "_zone")
 
@@ -86,18 +86,22 @@ class Router:
         self._default_group = default_group
         self._pre = pre
         self._table: ServiceTable | None = None
-        self._known: dict[tuple[str, str, bool], Candidates] = {}
+        self._known: dict[tuple[str, str, bool, str], Candidates] = {}
 
-    def candidates(self, table: ServiceTable, route: Route) -> Candidates:
-        """The instances for a route; see the function of the same name."""
+    def candidates(self, table: ServiceTable, route: Route, zone: str | None = None) -> Candidates:
+        """The instances for a route; see the function of the same name.
+
+        `zone` is that of a caller from another node, None for one of this node's.
+        """
+        zone = self._zone if zone is None else zone
         if table is not self._table or len(self._known) >= _CACHED_ROUTES:
             self._table = table
             self._known = {}
-        key = (route.uri, route.group, _asks_for_pre(route))
+        key = (route.uri, route.group, _asks_for_pre(route), zone)
         found = self._known.get(key)
         if found is None:
             found = candidates(
-                table, route, zone=self._zone, default_group=self._default_group, pre=self._pre
+                table, route, zone=zone, default_group=self._default_group, pre=self._pre
             )
             self._known[key] = found
         return found

@@ -56,16 +56,22 @@ class Exchange:
         "_timer",
         "_tried",
         "_waiter",
+        "_zone",
         "instance",
     )
 
     def __init__(
-        self, forwarder: Forwarder, request: MoaRequest, on_outcome: OutcomeCallback
+        self,
+        forwarder: Forwarder,
+        request: MoaRequest,
+        on_outcome: OutcomeCallback,
+        zone: str | None,
     ) -> None:
         self._forwarder = forwarder
         self._request = request
         self._on_outcome = on_outcome
-        self._candidates: Candidates = forwarder.candidates(request.route)
+        self._zone = zone
+        self._candidates: Candidates = forwarder.candidates(request.route, zone)
         self._counts: ServiceCounts = forwarder.metrics.service(request.route.uri)
         self._tried: frozenset[Address] = frozenset()
         self._attempt = 0
@@ -152,7 +158,7 @@ class Exchange:
         ):
             forwarder.metrics.retried += 1
             # The table may have changed, and be the reason.
-            self._candidates = forwarder.candidates(self._request.route)
+            self._candidates = forwarder.candidates(self._request.route, self._zone)
             self._try_next(why)
         else:
             self._give_up(why)

@@ -59,12 +59,17 @@ class Forwarder:
         self.health.retain(table.addresses)
         self.pools.retain(table.addresses)
 
-    def candidates(self, route: Route) -> Candidates:
-        return self._router.candidates(self.table, route)
+    def candidates(self, route: Route, zone: str | None = None) -> Candidates:
+        return self._router.candidates(self.table, route, zone)
 
-    def prepare(self, request: MoaRequest, on_outcome: OutcomeCallback) -> Exchange:
-        """An exchange to be started; `on_outcome` gets the reply, unless it is cancelled."""
-        return Exchange(self, request, on_outcome)
+    def prepare(
+        self, request: MoaRequest, on_outcome: OutcomeCallback, zone: str | None = None
+    ) -> Exchange:
+        """An exchange to be started; `on_outcome` gets the reply, unless it is cancelled.
+
+        `zone` is that of a caller from another node, None for one of this node's.
+        """
+        return Exchange(self, request, on_outcome, zone)
 
     def load(self, address: Address) -> int:
         return self.pools.load(address)

@@ -30,8 +30,8 @@ class Front:
         self._ids = itertools.count(1)
         self._counters = Counters()
 
-    def serve(self, sock: socket.socket, peer: Peer) -> None:
-        """Begin to serve a connection, whose socket is ours from now on."""
+    def serve(self, sock: socket.socket, peer: Peer) -> int:
+        """Begin to serve a connection, whose socket is ours from now on; its number."""
         number = next(self._ids)
         state = SessionState(
             number, self._counters, peer=str(peer.client), local=str(peer.original or "")
@@ -49,6 +49,7 @@ class Front:
         self._counters.connections += 1
         self.sessions[number] = session
         session.start()
+        return number
 
     def _serve_packets(self, number: int, taken: HandOver) -> None:
         is_outbound = taken.peer.direction is Direction.OUTBOUND

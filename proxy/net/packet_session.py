@@ -222,7 +222,7 @@ class PacketSession:
             self.client.write(packet_reply(outcome, packet, limit))
             self._pump()
 
-        exchange = self._forwarder.prepare(verdict.request, on_outcome)
+        exchange = self._forwarder.prepare(verdict.request, on_outcome, self.peer.zone)
         self._calls[exchange] = size
         self._called_bytes += size
         exchange.start()

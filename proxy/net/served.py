@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from proxy.core.model import Address
+from proxy.core.model import Address, PeerAgent
 from proxy.net.lane import LaneSettings
 from proxy.net.stream import Stream
 from proxy.wire.resp import Limits
@@ -52,6 +52,13 @@ class Peer:
     original_is_instance: bool
     source: str | None
     """Where connections to `original` come from; None: the kernel chooses."""
+    caller: PeerAgent | None = None
+    """The node that the client is on; None for this one."""
+
+    @property
+    def zone(self) -> str | None:
+        """Of a client on another node; None for one of this node's."""
+        return self.caller.zone if self.caller else None
 
 
 class Served(Protocol):

@@ -43,6 +43,8 @@ class Metrics:
     accepted: int = 0
     accept_errors: int = 0
     overloads: int = 0
+    peer_accepted: int = 0
+    peer_refused: int = 0
     services: dict[str, ServiceCounts] = field(default_factory=dict)
 
     def service(self, uri: str) -> ServiceCounts:
@@ -71,6 +73,8 @@ _COUNTERS = {
     "accepted": "connections accepted",
     "accept_errors": "connections that could not be accepted",
     "overloads": "times the agent withdrew from the kernel because it was full",
+    "peer_accepted": "connections accepted for another node, whose own agent does not serve",
+    "peer_refused": "such connections refused: of a stranger, or too many",
 }
 
 

@@ -194,7 +194,7 @@ def _events_are_on(node: LabNode) -> bool:
 def test_uninstall_of_half_an_installation(mesh: Mesh) -> None:
     node = mesh.node
     mesh.agent.kill()
-    (Node(node.root).tree.maps / "heartbeat").unlink()
+    (mesh.kernel.tree.maps / "heartbeat").unlink()
     assert moactl_on(node, "status").returncode == 1
     assert moactl_on(node, "uninstall", "--yes").returncode == 0
     assert not node.root.exists()

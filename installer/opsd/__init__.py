@@ -1,0 +1,1 @@
+"""moa-opsd: the node's supervisor, small, and alive when the agent is not."""

@@ -1,0 +1,5 @@
+"""`python -m installer.opsd [CONFIG]`."""
+
+from installer.opsd.main import main
+
+main()
