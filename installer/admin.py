@@ -21,7 +21,7 @@ from aiohttp import web
 from installer.client import SOCKET_NAME
 from installer.config import Config
 from proxy.app import ProxyApp
-from proxy.core.model import Instance, ServiceKey
+from proxy.core.model import Instance, PeerAgent, ServiceKey
 from proxy.net.served import Served
 from proxy.obs.metrics import exposition
 
@@ -93,7 +93,7 @@ class Admin:
                 "zone": facts.config.node.zone,
                 "connections": {
                     kind: gauges[f"{kind}_connections"]
-                    for kind in ("outbound", "inbound", "raw", "upstream")
+                    for kind in ("outbound", "inbound", "peer", "raw", "upstream")
                 },
                 "requests": {
                     "total": metrics.requests,
@@ -184,6 +184,10 @@ def _text(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _caller(agent: PeerAgent) -> dict[str, str]:
+    return {"agent": str(agent.address), "app": agent.app, "zone": agent.zone}
+
+
 def _conn(number: int, session: Served, now_s: float) -> dict[str, Any]:
     peer, upstream = session.peer, session.upstream
     return {
@@ -191,6 +195,7 @@ def _conn(number: int, session: Served, now_s: float) -> dict[str, Any]:
         "direction": peer.direction.value,
         "client": str(peer.client),
         "original": str(peer.original) if peer.original else None,
+        "caller": _caller(peer.caller) if peer.caller else None,
         "mode": session.mode.value,
         "service": session.service or None,
         "upstream": str(upstream) if upstream else None,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from installer import bypass
 from installer.bypass import Bypassing, DestinationIndex, Intercepted
-from interceptor import cgroup
+from interceptor import cgroup, peers
 from interceptor.abi import Cfg, CfgFlag
 from interceptor.cgroup import Cgroup
 from interceptor.errors import Incomplete
@@ -26,6 +26,17 @@ class Heartbeat:
     def fresh(self) -> bool:
         """Whether the kernel takes it for a live agent's."""
         return self.age_s is not None and self.age_s <= self.max_age_s
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The peer agents in the kernel's map; `fresh` are those that connections may be sent to."""
+
+    kept: bool
+    """Whether a supervisor keeps, or lately kept, any."""
+    fresh: tuple[str, ...]
+    in_use: bool
+    """Whether new connections to instances go there, as no agent serves here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,7 @@ class Installed:
     taken_out: tuple[str, ...]
     """Cgroups that an operator took out of the mesh: a configuration does not bring them back."""
     counters: dict[str, int]
+    peers: Peers = Peers(kept=False, fresh=(), in_use=False)
     bypassing: tuple[Bypassing, ...] = field(default=())
 
     @property
@@ -77,7 +89,7 @@ def _read(node: Node, maps: Maps) -> Installed:
     include, exclude = maps.destinations("include"), maps.destinations("exclude")
     own_ports = frozenset((int(cfg.outbound_port), int(cfg.inbound_port)))
     intercepted = Intercepted(DestinationIndex(include), DestinationIndex(exclude), own_ports)
-    return Installed(
+    state = Installed(
         enabled=bool(cfg.flags & CfgFlag.ENABLED),
         shadow=bool(cfg.flags & CfgFlag.SHADOW),
         generation=int(cfg.generation),
@@ -95,6 +107,14 @@ def _read(node: Node, maps: Maps) -> Installed:
         counters={reason.name.lower(): count for reason, count in maps.counters().items()},
         bypassing=bypass.find([s.cgroup for s in scopes if s.state == "attached"], intercepted),
     )
+    return replace(state, peers=_peers(maps, state))
+
+
+def _peers(maps: Maps, state: Installed) -> Peers:
+    slots, now_ns = peers.read(maps), time.monotonic_ns()
+    fresh = {slot.text for slot in slots if slot.valid_until_ns >= now_ns}
+    in_use = state.enabled and not state.shadow and not state.serves and bool(fresh)
+    return Peers(bool(slots), tuple(sorted(fresh)), in_use)
 
 
 def _heartbeat(maps: Maps, cfg: Cfg) -> Heartbeat:

@@ -30,6 +30,11 @@ class PeerSlot:
     valid_until_ns: int
     netns_cookie: int
 
+    @property
+    def text(self) -> str:
+        """Host and port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 def netns_cookie() -> int:
     """The number of this process's network namespace, as the kernel's hooks see it.

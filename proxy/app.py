@@ -40,6 +40,10 @@ _REOPEN_AFTER_S = 1.0
 """How often a full agent looks whether it still is."""
 
 _LAST_ARRIVALS_S = 0.1
+_LAST_CALLERS_S = 0.4
+"""The same for callers of other nodes, until their supervisors have heard that we leave; less
+than those wait before they ask again."""
+
 _FIRST_REQUEST_S = 1.0
 """While it drains: a client that has just connected may send its first request so long."""
 
@@ -205,8 +209,11 @@ class ProxyApp:
         self._serve(sock, Direction.INBOUND, original, source)
 
     def _serve_caller(self, sock: socket.socket, caller: PeerAgent) -> int | None:
-        """One of another node's: nobody knows what it dialled, but that it was an instance."""
-        if self._shut or self._draining:
+        """One of another node's: nobody knows what it dialled, but that it was an instance.
+
+        Also while we drain: until the other nodes know, their callers still come.
+        """
+        if self._shut:
             return None
         return self._serve(sock, Direction.OUTBOUND, None, source=None, caller=caller)
 
@@ -277,7 +284,8 @@ class ProxyApp:
         self._door.dismiss()
         deadline_s = self._loop.time() + timeout_s
         # A connect() that was turned to us just before is still on its way to be accepted.
-        await asyncio.sleep(min(_LAST_ARRIVALS_S, timeout_s))
+        last_s = _LAST_CALLERS_S if self._door.is_open else _LAST_ARRIVALS_S
+        await asyncio.sleep(min(last_s, timeout_s))
         self._door.close()
         while self.sessions and self._loop.time() < deadline_s:
             silent_since_s = self._loop.time() - _FIRST_REQUEST_S

@@ -83,6 +83,7 @@ def _node_blocks(state: Installed | None, root: str) -> list[Block]:
             ("cgroups taken out", state.taken_out),
             ("agent cgroup", state.agent_cgroup),
             ("agent processes", state.agent_pids),
+            ("peer agents", _peers(state)),
         ]
     )
     scopes = Table(
@@ -94,6 +95,15 @@ def _node_blocks(state: Installed | None, root: str) -> list[Block]:
     counted = [(name, count) for name, count in state.counters.items() if count]
     counters = Table(("DECISION", "COUNT"), counted, title="counters", empty="all zero")
     return ["node", facts, "", scopes, "", counters, *_bypassing_blocks(state)]
+
+
+def _peers(state: Installed) -> str | None:
+    if not state.peers.kept:
+        return None
+    if not state.peers.fresh:
+        return "none lives, or no supervisor runs"
+    use = "in use: no agent serves here" if state.peers.in_use else "in reserve"
+    return f"{', '.join(state.peers.fresh)} ({use})"
 
 
 def _bypassing_blocks(state: Installed) -> list[Block]:

@@ -47,7 +47,7 @@ class _Printer:
         self.printed += 1
         at_unix_s = time.time() - time.monotonic() + decision.at_ns / 1e9
         reason = decision.reason.name.removeprefix("CONNECT_").lower()
-        intercepted = decision.reason is Reason.CONNECT_REDIRECTED
+        intercepted = decision.reason in (Reason.CONNECT_REDIRECTED, Reason.CONNECT_PEER)
         if self.as_json:
             data = {
                 "at_unix_s": round(at_unix_s, 6),

@@ -128,6 +128,23 @@ def _scopes(probes: Probes) -> Result:
     return ok(", ".join(scope.cgroup for scope in state.scopes))
 
 
+def _peers(probes: Probes) -> Result:
+    if not probes.config.peer.listen:
+        return ok("none are configured")
+    state = _installed(probes)
+    if not isinstance(state, Installed):
+        return state
+    if not state.peers.kept:
+        return warn("no supervisor keeps any", "start moa-opsd (python -m installer.opsd)")
+    if not state.peers.fresh:
+        return warn(
+            "none lives, or the supervisor has died: without an agent, connections go straight",
+            "look at the log of moa-opsd, and at the agents of the application's other nodes",
+        )
+    use = "in use, as no agent serves here" if state.peers.in_use else "in reserve"
+    return ok(f"{', '.join(state.peers.fresh)}: {use}")
+
+
 def _installed(probes: Probes) -> Installed | Result:
     try:
         state = probes.installed()
@@ -155,4 +172,5 @@ CHECKS = (
     ),
     Check("scopes", "Cgroups in the mesh are attached", _scopes, Severity.ADVISED,
           before_install=False),
+    Check("peers", "Peer agents stand by", _peers, Severity.ADVISED, before_install=False),
 )  # fmt: skip

@@ -72,6 +72,10 @@ class Door:
             acceptor.start()
             self._acceptors.append(acceptor)
 
+    @property
+    def is_open(self) -> bool:
+        return bool(self._acceptors)
+
     def close(self) -> None:
         """Take nobody any more; who is served stays."""
         for acceptor in self._acceptors:
@@ -83,7 +87,8 @@ class Door:
         latest_s = self._loop.time() - _FIRST_REQUEST_S
         for number in self._present():
             session = self._sessions[number]
-            if not session.service and session.is_idle and session.started_s < latest_s:
+            has_begun = session.requests > 0 or session.started_s < latest_s
+            if not session.service and session.is_idle and has_begun:
                 session.close()
 
     def _present(self) -> set[int]:

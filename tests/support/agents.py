@@ -45,13 +45,14 @@ class Agent:
         node.switch(on=True)
 
 
-def write_config(node: LabNode, registry: str, extra: str = "") -> Path:
-    """A configuration whose every path is the node's own."""
+def write_config(node: LabNode, registry: str, extra: str = "", identity: str = "") -> Path:
+    """A configuration whose every path is the node's own; `identity` is more of [node]."""
     path = node.directory / "agent.toml"
     path.write_text(
         f"""
 [node]
 name = "{node.name}"
+{identity}
 [agent]
 cgroup = "{node.agent.name}"
 runtime_dir = "{node.directory}/run"

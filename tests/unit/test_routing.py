@@ -114,3 +114,15 @@ def test_router_memory_is_bounded() -> None:
     for n in range(10_000):
         router.candidates(some, route(f"g{n}"))
     assert len(router._known) <= 4096
+
+
+def test_router_sees_with_the_eyes_of_a_caller_from_another_zone() -> None:
+    router = Router(zone="a")
+    some = table(any=[instance(1, zone="a"), instance(2, zone="b"), instance(3)])
+
+    def nearest(zone: str | None) -> list[int]:
+        found = router.candidates(some, route(), zone)
+        return ports(narrow(found, found.instances))
+
+    assert (nearest(None), nearest("b"), nearest("a")) == ([1], [2], [1])
+    assert nearest("") == [1, 2, 3], "a caller without a zone has no preference"

@@ -1,0 +1,232 @@
+"""An agent dies, and another of the same application takes its callers until it is back.
+
+Node A has a caller without inbound traffic, node B the peer agent, node C the instances and the
+registry. The caller dials an address at which nobody listens: only a mesh can answer it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from interceptor.cgroup import Cgroup
+from interceptor.node import Node
+from tests.e2e.clients.raw import DEMO, Connection, call, request
+from tests.kernel import direct_server
+from tests.support.agents import Agent, restart_agent, start_service, write_config
+from tests.support.cli import json_on, moactl_on
+from tests.support.lab import Lab, LabNode, Running, wait_until
+
+pytestmark = pytest.mark.e2e
+
+PEER_PORT, REDIS_PORT, DEAD_PORT, ALIVE_PORT, PLAIN_PORT = 15008, 6379, 5999, 5002, 7000
+THREADS = 2
+ANSWERS = "near-a"
+
+
+@dataclass(slots=True)
+class World:
+    """`agents` and `supervisors` by the name of their node."""
+
+    a: LabNode
+    b: LabNode
+    c: LabNode
+    agents: dict[str, Agent] = field(default_factory=dict)
+    supervisors: dict[str, Running] = field(default_factory=dict)
+
+    def outside(self) -> Cgroup:
+        return Cgroup(f"/{self.a.lab.id}/outside")
+
+    def start_redis(self) -> None:
+        redis = self.c.start(
+            "redis", "redis-server", "--bind", self.c.ip4, "--port", str(REDIS_PORT),
+            "--dir", str(self.c.directory), "--save", "", "--protected-mode", "no",
+        )  # fmt: skip
+        redis.wait_line("Ready to accept connections")
+
+    def start_agent(self, node: LabNode) -> None:
+        config = write_config(
+            node,
+            f'kind = "redis"\nurl = "redis://{self.c.ip4}:{REDIS_PORT}/0"',
+            f'[peer]\nlisten = ["{node.ip4}:{PEER_PORT}"]',
+            f'application = "chat"\nzone = "z{node.name}"',
+        )
+        process = node.python("moa-agent", "-I", "-m", "installer.agent", str(config))
+        self.agents[node.name] = Agent(node, config, process)
+        process.wait_line('"ready"')
+
+    def start_supervisor(self, node: LabNode) -> None:
+        config = str(self.agents[node.name].config)
+        self.supervisors[node.name] = node.python(
+            "moa-opsd", "-I", "-m", "installer.opsd", config, cgroup=self.outside()
+        )
+
+    def register(self, port: int, zone: str) -> None:
+        done = moactl_on(
+            self.a, "service", "register", DEMO,
+            f"{self.c.ip4}:{port}", "--zone", zone,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    def peers(self) -> tuple[list[str], bool]:
+        """Node A's fresh peers, and whether they are in use."""
+        seen = json_on(self.a, "status")["node"]["peers"]
+        return seen["fresh"], seen["in_use"]
+
+    def wait_for_peers(self, *wanted: str) -> None:
+        wait_until(lambda: self.peers()[0] == list(wanted), 15, f"fresh peers {wanted}")
+
+    def answer(self) -> str:
+        """Who answers a new connection of a caller on A to the dead address; or the error."""
+
+        def action() -> str:
+            try:
+                return str(call(self.c.ip4, DEAD_PORT, request("whoami"))["result"]["name"])
+            except OSError as error:
+                return type(error).__name__
+
+        return str(self.a.do(action))
+
+    def steady(self, port: int) -> Running:
+        """Callers on A that have a connection for each request."""
+        callers = self.a.python(
+            "steady", "-m", "tests.e2e.clients.steady", self.c.ip4, str(port), str(THREADS),
+            "short",
+        )  # fmt: skip
+        callers.wait_line("started")
+        return callers
+
+    def served_by_b(self) -> int:
+        return int(self.agents["b"].status()["requests"]["total"])
+
+
+def _kind(failure: str) -> str:
+    return failure.partition("(")[0]
+
+
+@pytest.fixture(scope="module")
+def world(lab: Lab) -> World:
+    made = World(lab.add_node("a"), lab.add_node("b"), lab.add_node("c"))
+    made.start_redis()
+    start_service(made.c, 5001, name="near-a")
+    start_service(made.c, 5002, name="near-b")
+    for node in (made.a, made.b):
+        made.start_agent(node)
+        made.start_supervisor(node)
+    for port, zone in ((5001, "za"), (5002, "zb"), (DEAD_PORT, "zdead")):
+        made.register(port, zone)
+    made.agents["a"].mesh_on()
+    wait_until(lambda: made.answer() == ANSWERS, 10, "the agent of A routes")
+    made.wait_for_peers(f"{made.b.ip4}:{PEER_PORT}")
+    return made
+
+
+@pytest.fixture
+def dead_agent(world: World) -> World:
+    """Node A without its agent, from here to the end of the module."""
+    world.agents["a"].process.kill()
+    wait_until(lambda: world.answer() == ANSWERS, 15, "B answers")
+    return world
+
+
+def test_callers_go_to_the_peer_and_come_back(world: World) -> None:
+    steady = world.steady(DEAD_PORT)
+    total = world.agents["a"].status()["requests"]["total"]
+    wait_until(lambda: world.agents["a"].status()["requests"]["total"] > total + 20, 10, "A routes")
+    assert world.served_by_b() == 0
+    assert world.peers() == ([f"{world.b.ip4}:{PEER_PORT}"], False)
+    world.agents["a"].process.kill()
+    wait_until(lambda: world.served_by_b() > 100, 10, "B routes")
+    assert world.peers()[1]
+    seen = world.agents["b"].moactl("conns")["conns"]
+    callers = [conn["caller"] for conn in seen if conn["caller"]]
+    assert {"agent": f"{world.a.ip4}:{PEER_PORT}", "app": "chat", "zone": "za"} in callers
+    world.agents["a"] = restart_agent(world.agents["a"])
+    total = world.agents["a"].status()["requests"]["total"]
+    wait_until(
+        lambda: world.agents["a"].status()["requests"]["total"] > total + 20, 10, "A routes again"
+    )
+    before = world.served_by_b()
+    assert world.answer() == ANSWERS
+    assert world.served_by_b() == before, "new connections are local again"
+    steady.stop()
+    seen = json.loads(steady.output.splitlines()[-1])
+    assert set(seen["names"]) == {ANSWERS}, "the zone is the caller's, not the peer's"
+    # What was on its way; and a process that is being killed accepts for some milliseconds more.
+    assert len(seen["failures"]) <= 5 * THREADS, seen["failures"]
+    assert set(map(_kind, seen["failures"])) <= {"ConnectionResetError", "ConnectionError"}
+
+
+def test_what_is_no_instance_goes_direct(dead_agent: World) -> None:
+    world = dead_agent
+    server = world.c.python(
+        "plain", "-S", str(Path(direct_server.__file__)), f"{world.c.ip4}:{PLAIN_PORT}"
+    )
+    server.wait_line("ready")
+
+    def action() -> str:
+        with socket.create_connection((world.c.ip4, PLAIN_PORT), timeout=5) as sock:
+            return sock.recv(4096).decode()
+
+    assert '"DIRECT"' in world.a.do(action)
+    assert world.answer() == ANSWERS
+
+
+def test_door_is_shut_to_strangers(world: World) -> None:
+    def action() -> str:
+        try:
+            return Connection(world.b.ip4, PEER_PORT).command(b"PING").decode()
+        except OSError as error:
+            return type(error).__name__
+
+    assert world.a.do(action, cgroup=world.outside()) == "+PONG\r\n"
+    assert world.c.do(action) == "ConnectionResetError"
+
+
+def test_without_the_supervisor_connections_go_direct(dead_agent: World) -> None:
+    """Nobody stamps the peers any more: the kernel trusts them for three seconds."""
+    world = dead_agent
+    assert world.answer() == ANSWERS
+    world.supervisors["a"].kill()
+    wait_until(lambda: world.answer() == "ConnectionRefusedError", 10, "direct")
+    world.start_supervisor(world.a)
+    wait_until(lambda: world.answer() == ANSWERS, 10, "the peer again")
+
+
+def test_peer_that_dies_is_not_chosen(dead_agent: World) -> None:
+    world = dead_agent
+    world.agents["b"].process.kill()
+    world.wait_for_peers()
+    assert world.answer() == "ConnectionRefusedError", "direct, to where nobody listens"
+    world.agents["b"] = restart_agent(world.agents["b"])
+    wait_until(lambda: world.answer() == ANSWERS, 15, "the peer is back")
+
+
+def test_peer_that_leaves_is_not_chosen(dead_agent: World) -> None:
+    """A drain hangs up on the supervisors first: no caller meets a closed door."""
+    world = dead_agent
+    steady = world.steady(ALIVE_PORT)
+    before = world.served_by_b()
+    wait_until(lambda: world.served_by_b() > before + 20, 10, "B routes")
+    world.agents["b"].process.stop()
+    world.wait_for_peers()
+    assert world.answer() == "ConnectionRefusedError"
+    steady.stop()
+    seen = json.loads(steady.output.splitlines()[-1])
+    assert seen["failures"] == []
+    assert set(seen["names"]) == {"near-a", "near-b"}, "through B first, then direct"
+
+
+def test_uninstall_removes_all_under_a_living_supervisor(world: World) -> None:
+    world.agents["a"].process.kill()
+    assert moactl_on(world.a, "uninstall", "--yes").returncode == 0
+    assert not world.a.root.exists()
+    assert world.answer() == "ConnectionRefusedError"
+    assert world.supervisors["a"].popen.poll() is None
+    assert world.supervisors["a"].stop() == 0
+    assert not world.a.root.exists()
+    assert not Node(world.a.root).is_installed()
