@@ -7,19 +7,10 @@
 #ifndef MOA_CONNECT_H
 #define MOA_CONNECT_H
 
-#include "common.h"
+#include "peer.h"
 
 /* Deeper trees than this are not searched for an excluded ancestor; systemd's own nest to 6. */
 #define MOA_CGROUP_LEVELS 10
-
-/* Where a connection was going, and where it is sent. family says how both are read. */
-struct moa_flow {
-	__u32 before_be[4];
-	__u32 after_be[4];
-	__u16 before_port_be;
-	__u16 after_port_be;
-	__u8 family; /* 4 or 6; a v4-mapped address is 4 */
-};
 
 static __always_inline void moa_report(struct bpf_sock_addr *ctx, const struct moa_cfg *config,
 				       const struct moa_flow *flow, __u16 reason)
@@ -170,41 +161,6 @@ static __always_inline void moa_translate(struct bpf_sock_addr *ctx, const struc
 	} else {
 		flow->after_be[0] = MOA_LOOPBACK_BE;
 	}
-}
-
-/* A stamp further ahead than this is of another clock (a time namespace) and says nothing. */
-#define MOA_PEER_MAX_AHEAD_NS 60000000000ull
-
-/*
- * Translates to a peer agent when one may take the connection. Returns MOA_R_CONNECT_PEER, or
- * why not; MOA_R_MAX when no peers are kept here at all.
- *
- * Nobody carries the dialled address to another node, so only what the registry lists as an
- * instance goes there: a MOA request names its service itself. Only for callers in the agent's
- * network namespace, as with the agent: the peer knows the others' addresses by no name.
- */
-static __always_inline int moa_choose_peer(struct bpf_sock_addr *ctx, struct moa_flow *flow,
-					   __u32 included)
-{
-	__u32 slot = bpf_get_prandom_u32() % MOA_PEER_SLOTS;
-	__u64 now = bpf_ktime_get_ns();
-	struct moa_peer *peer;
-
-	if (flow->family == 6)
-		slot += MOA_PEER_SLOTS;
-	peer = bpf_map_lookup_elem(&peers, &slot);
-	if (!peer)
-		return MOA_R_MAX;
-	if (!(included & MOA_DST_INSTANCE))
-		return MOA_R_CONNECT_PEER_NOT_INSTANCE;
-	if (peer->netns_cookie != bpf_get_netns_cookie(ctx))
-		return MOA_R_CONNECT_PEER_OTHER_NETNS;
-	if (peer->family != flow->family || peer->valid_until_ns < now ||
-	    peer->valid_until_ns - now > MOA_PEER_MAX_AHEAD_NS)
-		return MOA_R_CONNECT_PEER_NONE_FRESH;
-	__builtin_memcpy(flow->after_be, peer->addr_be, sizeof(flow->after_be));
-	flow->after_port_be = peer->port_be;
-	return MOA_R_CONNECT_PEER;
 }
 
 static __always_inline int moa_remember(struct bpf_sock_addr *ctx, struct bpf_sock *sk,

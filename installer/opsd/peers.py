@@ -72,9 +72,13 @@ class PeerKeeper:
     async def run(self) -> None:
         """Until cancelled; then connections go direct again at once.
 
-        Raises OSError where the kernel does not tell the number of a network namespace.
+        Returns where the kernel does not tell the number of a network namespace.
         """
-        cookie = peers.netns_cookie()
+        try:
+            cookie = peers.netns_cookie()
+        except OSError as error:
+            log.error("no peers: SO_NETNS_COOKIE needs Linux 5.14", error=error.strerror)
+            return
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.follow())
