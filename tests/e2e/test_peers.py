@@ -16,6 +16,7 @@ import pytest
 from interceptor.cgroup import Cgroup
 from interceptor.node import Node
 from tests.e2e.clients.raw import DEMO, Connection, call, request
+from tests.e2e.conftest import Measured
 from tests.kernel import direct_server
 from tests.support.agents import Agent, restart_agent, start_service, write_config
 from tests.support.cli import json_on, moactl_on
@@ -133,7 +134,7 @@ def dead_agent(world: World) -> World:
     return world
 
 
-def test_callers_go_to_the_peer_and_come_back(world: World) -> None:
+def test_callers_go_to_the_peer_and_come_back(world: World, measured: Measured) -> None:
     steady = world.steady(DEAD_PORT)
     total = world.agents["a"].status()["requests"]["total"]
     wait_until(lambda: world.agents["a"].status()["requests"]["total"] > total + 20, 10, "A routes")
@@ -156,6 +157,13 @@ def test_callers_go_to_the_peer_and_come_back(world: World) -> None:
     steady.stop()
     seen = json.loads(steady.output.splitlines()[-1])
     assert set(seen["names"]) == {ANSWERS}, "the zone is the caller's, not the peer's"
+    measured(
+        "agent killed -9, a peer takes its callers",
+        ok=seen["ok"],
+        failed=len(seen["failures"]),
+        slowest_s=seen["slowest_s"],
+        through_the_peer=before,
+    )
     # What was on its way; and a process that is being killed accepts for some milliseconds more.
     assert len(seen["failures"]) <= 5 * THREADS, seen["failures"]
     assert set(map(_kind, seen["failures"])) <= {"ConnectionResetError", "ConnectionError"}
