@@ -136,6 +136,7 @@ class Admin:
     def _service(self, key: ServiceKey, instances: tuple[Instance, ...]) -> dict[str, Any]:
         forwarder = self._app.forwarder
         now_s = forwarder.loop.time()
+        state = forwarder.service(key.uri)
         return {
             "uri": key.uri,
             "group": key.group,
@@ -148,7 +149,7 @@ class Admin:
                     "protocols": list(i.protocols),
                     "timeout_ms": i.timeout_ms,
                     "app": i.app,
-                    "health": forwarder.health.describe(i.address, now_s),
+                    "health": state.health.describe(i.address, now_s),
                     "in_flight": forwarder.load(i.address),
                 }
                 for i in instances

@@ -1,91 +1,134 @@
-"""Weighted power of two choices.
+"""Power of two choices on latency and requests in flight, weighted, with slow start.
 
-The first choice is drawn by weight, the second evenly among the others; the second wins when
-it would, with this request added, still be no more loaded for its weight than the first is
-now: (load₂ + 1) / weight₂ ≤ load₁ / weight₁. With equal weights this is the usual rule (the
-one with fewer requests in flight); with unequal ones an idle set is used in proportion to its
-weights, where comparing (load + 1) / weight would never pick the lighter of two idle ones.
+The first choice is drawn by weight, the second evenly among the others. The second wins when
+a request is expected to take clearly less time there: latency × (1 + load for its weight).
+A draw by weight keeps an idle set in proportion; "clearly" keeps noise from moving traffic.
 """
 
 from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable
 from itertools import accumulate
+from typing import NamedTuple
 
+from proxy.core.health import slow_start_share
+from proxy.core.latency import PeakEwma
 from proxy.core.model import Address, Instance
+from proxy.core.policy import HealthPolicy
 
 _DRAWS = 8
-_REMEMBERED_SETS = 256
+_CLEARLY = 1.25
+_LATENCY_FLOOR_S = 0.001
+"""Added to every latency: less than that is noise of this node, and no reason to move."""
 
-_Shares = tuple[tuple[Instance, ...], list[int]]
-_shares_by_id: dict[int, _Shares] = {}
+NOBODY: frozenset[Address] = frozenset()
+
+
+class Node:
+    """What one service's requests have shown of one address."""
+
+    __slots__ = ("address", "hint", "in_flight", "latency")
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.in_flight = 0
+        self.latency = PeakEwma()
+        self.hint = 0.0
+        """The load that the instance itself reported last, as a share of what it can take."""
+
+
+class Place(NamedTuple):
+    """An instance as one set lists it, with its node, which all sets of the service share."""
+
+    instance: Instance
+    node: Node
+
+
+class Choices:
+    """A set to pick from, prepared; `slow` says since when an address is in slow start."""
+
+    __slots__ = ("mean_weight", "places", "policy", "shares", "slow")
+
+    def __init__(
+        self, places: tuple[Place, ...], slow: dict[Address, float], policy: HealthPolicy
+    ) -> None:
+        self.places = places
+        self.shares = list(accumulate(place.instance.weight for place in places))
+        self.mean_weight = self.shares[-1] / len(places) if places else 0.0
+        self.slow = slow
+        self.policy = policy
+
+    def share(self, address: Address, now_s: float) -> float:
+        """The share of its weight that an address has now."""
+        since_s = self.slow.get(address)
+        return 1.0 if since_s is None else slow_start_share(self.policy, since_s, now_s)
 
 
 def pick(
-    instances: tuple[Instance, ...],
-    load: Callable[[Address], float],
+    choices: Choices,
+    typical_s: float,
+    now_s: float,
     rand: random.Random,
-    exclude: frozenset[Address] = frozenset(),
-) -> Instance | None:
-    """One instance that is not excluded, or None when there is none.
+    exclude: frozenset[Address] = NOBODY,
+) -> Place | None:
+    """One place that is not excluded, or None when there is none.
 
-    `load` gives the requests in flight of an address. An instance of weight 0 is drained: it
-    is picked only when all of `instances` have weight 0. Constant time for a tuple that was
-    seen before, except when most of it is excluded.
+    `typical_s` is the latency of the service as a whole. An instance of weight 0 is drained:
+    it is picked only when all have weight 0. Constant time, except when most are excluded.
     """
-    if not instances:
+    places = choices.places
+    if not places:
         return None
-    shares = _shares(instances)
-    first = _draw_first(instances, shares, rand, exclude)
-    if first is None or len(instances) == 1:
+    first = _draw_first(choices, now_s, rand, exclude)
+    if first is None or len(places) == 1:
         return first
-    second = _draw_second(instances, first, rand)
-    if second.address in exclude or (second.weight == 0 and shares[-1] > 0):
+    # Evenly one of the others: the last stands in for `first` among all but the last.
+    second = places[int(rand.random() * (len(places) - 1))]
+    if second is first:
+        second = places[-1]
+    if second.node.address in exclude or (second.instance.weight == 0 and choices.shares[-1] > 0):
         return first
-    # Weights are compared crosswise, so that two drained instances do not divide by zero.
-    first_weight, second_weight = max(first.weight, 1), max(second.weight, 1)
-    if (load(second.address) + 1) * first_weight <= load(first.address) * second_weight:
-        return second
-    return first
+    if choices.slow and rand.random() >= choices.share(second.node.address, now_s):
+        return first
+    return second if _is_clearly_better(second, first, choices, typical_s, now_s) else first
 
 
-def _shares(instances: tuple[Instance, ...]) -> list[int]:
-    """Running sums of the weights, remembered by the tuple's identity.
-
-    Tables hand out the same tuple until they change; hashing it would cost more than the sum.
-    The entry holds the tuple, so its id is not given to another.
-    """
-    known = _shares_by_id.get(id(instances))
-    if known is not None:
-        return known[1]
-    if len(_shares_by_id) >= _REMEMBERED_SETS:
-        _shares_by_id.clear()
-    shares = list(accumulate(instance.weight for instance in instances))
-    _shares_by_id[id(instances)] = (instances, shares)
-    return shares
+def _is_clearly_better(
+    one: Place, other: Place, choices: Choices, typical_s: float, now_s: float
+) -> bool:
+    a, b = one.node, other.node
+    mean = choices.mean_weight
+    a_cost = 1 + a.in_flight * mean / (one.instance.weight or 1)
+    b_cost = 1 + b.in_flight * mean / (other.instance.weight or 1)
+    # Of an instance that has not answered yet only the load is known.
+    if a.latency.value_s and b.latency.value_s:
+        a_cost *= a.latency.estimate_s(typical_s, now_s) + _LATENCY_FLOOR_S
+        b_cost *= b.latency.estimate_s(typical_s, now_s) + _LATENCY_FLOOR_S
+    if a.hint or b.hint:
+        a_cost *= 1 + a.hint
+        b_cost *= 1 + b.hint
+    return a_cost * _CLEARLY <= b_cost
 
 
 def _draw_first(
-    instances: tuple[Instance, ...],
-    shares: list[int],
-    rand: random.Random,
-    exclude: frozenset[Address],
-) -> Instance | None:
+    choices: Choices, now_s: float, rand: random.Random, exclude: frozenset[Address]
+) -> Place | None:
+    places, shares = choices.places, choices.shares
     total = shares[-1]
+    if len(places) == 1 and not exclude:
+        return places[0]
     for _ in range(_DRAWS):
         # bisect_right steps over instances of weight 0: their interval is empty.
         at = bisect_right(shares, rand.random() * total) if total else rand.randrange(len(shares))
-        if instances[at].address not in exclude:
-            return instances[at]
-    left = [i for i in instances if i.address not in exclude and (i.weight or not total)]
+        place = places[at]
+        if exclude and place.node.address in exclude:
+            continue
+        if choices.slow and rand.random() >= choices.share(place.node.address, now_s):
+            continue
+        return place
+    left = [p for p in places if p.node.address not in exclude and (p.instance.weight or not total)]
     if not left:
         return None
-    return rand.choices(left, weights=[i.weight for i in left] if total else None)[0]
-
-
-def _draw_second(instances: tuple[Instance, ...], first: Instance, rand: random.Random) -> Instance:
-    """Evenly one of the others: the last stands in for `first` among all but the last."""
-    second = instances[rand.randrange(len(instances) - 1)]
-    return instances[-1] if second is first else second
+    weights = [p.instance.weight * choices.share(p.node.address, now_s) for p in left]
+    return rand.choices(left, weights=weights if total else None)[0]

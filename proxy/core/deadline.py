@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 DEFAULT_TIMEOUT_S = 5.0
 
 MAX_TIMEOUT_S = 3600.0
 """No wait on a peer is longer, whatever a member of the registry says."""
+
+TIMEOUT_PROP = "moa.timeout"
+"""The property with which a request says how long it may take, in ms (docs/PROTOCOL.md §1)."""
+
+_MAX_DIGITS = 9
+
+
+def request_timeout_ms(props: Mapping[str, str]) -> int | None:
+    """What a request says of its own time; None when that is nothing, or no number."""
+    text = props.get(TIMEOUT_PROP, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
 @dataclass(frozen=True, slots=True, order=True)

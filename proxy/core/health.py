@@ -1,10 +1,12 @@
-"""Which instances are trusted: passive ejection after transport failures, with back-off.
+"""Which instances of one service are trusted: ejection, back-off, half-open probes, slow start.
 
 An instance is *healthy*, then *ejected* for a time that doubles with each ejection in a row,
-then *half-open*: one real request at a time probes it, and its result decides. Calls for one
-request, without an await between the first three:
+then *half-open*: one real request at a time probes it. Success, or PINGs that are answered,
+make it healthy again, in *slow start* at first. A book belongs to one service: an address
+that serves several has a record in each, because thresholds, caps and what fails are the
+service's (docs/adr/0009-failover-per-service.md).
 
-    usable(instances, now)  ->  pick one  ->  begin(address, now)  ->  record_success | _failure
+Times are monotonic seconds; one before the last counts as the last one.
 """
 
 from __future__ import annotations
@@ -12,142 +14,272 @@ from __future__ import annotations
 import random
 from collections.abc import Set
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from proxy.core.model import Address, Instance
+from proxy.core.policy import HealthPolicy
+
+_NEVER_S = float("-inf")
+_ALWAYS_S = float("inf")
+
+_FORGIVEN_AFTER = 2.0
+"""Being well for this many times its last back-off, an instance starts anew at the shortest."""
 
 
-@dataclass(frozen=True, slots=True)
-class HealthSettings:
-    """Defaults of Envoy's outlier detection, with the back-off of Linkerd's failure accrual.
+class Health(NamedTuple):
+    """The part of a set to balance over, until an event, or the time `until_s`.
 
-    `threshold` counts consecutive failures; `jitter` is the share of a back-off that chance
-    may take away; `max_ejected` is the share of a set that may be left out; a probe without a
-    result (its caller went away) is given up after `probe_timeout_s`.
+    In panic that is everybody; `well` are those that would be used without it.
     """
 
-    threshold: int = 5
-    base_s: float = 1.0
-    max_s: float = 60.0
-    jitter: float = 0.2
-    max_ejected: float = 0.5
-    probe_timeout_s: float = 10.0
-
-
-DEFAULT_SETTINGS = HealthSettings()
-
-REFUSED = 1_000_000
-"""The weight of a refused connection: nothing listens there, so one is enough."""
+    usable: tuple[Instance, ...]
+    well: tuple[Instance, ...]
+    until_s: float
+    is_panic: bool
 
 
 @dataclass(slots=True)
 class _Record:
     failures: int = 0
+    why: str = ""
     ejections: int = 0
-    ejected_until_s: float = 0.0
-    probe_until_s: float | None = None
+    backoff_s: float = 0.0
+    ejected_s: float = _NEVER_S
+    until_s: float | None = None
+    """The end of the back-off; None: not ejected."""
+    probe_until_s: float = _NEVER_S
+    readmitted_s: float = _NEVER_S
+    ping_failures: int = 0
+    ping_successes: int = 0
+    was_silent: bool = False
+    """A PING failed since the ejection, so that two answered ones prove a change."""
 
 
 class HealthBook:
-    """Health of every address that failed lately; a healthy address costs nothing."""
+    """Health of every address that failed lately; a healthy address costs nothing.
 
-    __slots__ = ("_ejected", "_rand", "_records", "_settings")
+    `version` changes with every event that may change what `split` says. `ejections`,
+    `probes` and `readmissions` count.
+    """
 
-    def __init__(self, rand: random.Random, settings: HealthSettings = DEFAULT_SETTINGS) -> None:
+    __slots__ = (
+        "_now_s",
+        "_policy",
+        "_rand",
+        "_records",
+        "ejections",
+        "probes",
+        "readmissions",
+        "version",
+    )
+
+    def __init__(self, rand: random.Random, policy: HealthPolicy) -> None:
         self._rand = rand
-        self._settings = settings
+        self._policy = policy
         self._records: dict[Address, _Record] = {}
-        self._ejected: set[Address] = set()
+        self._now_s = _NEVER_S
+        self.version = 0
+        self.ejections = 0
+        self.probes = 0
+        self.readmissions = 0
+
+    @property
+    def is_troubled(self) -> bool:
+        """Whether any address has a record; `begin` and `record_success` matter only then."""
+        return bool(self._records)
 
     def begin(self, address: Address, now_s: float) -> None:
         """A request is on its way; for a half-open instance it is the probe."""
-        if address in self._ejected:
-            record = self._records[address]
-            if now_s >= record.ejected_until_s:
-                record.probe_until_s = now_s + self._settings.probe_timeout_s
-
-    def record_success(self, address: Address, now_s: float) -> None:
-        """A reply came, whatever its business result: the instance is healthy again."""
-        if self._records.pop(address, None) is not None:
-            self._ejected.discard(address)
-
-    def record_failure(self, address: Address, now_s: float, weight: int = 1) -> None:
-        """A transport failure; `REFUSED` as weight ejects at once.
-
-        Failures of requests that were on their way when the instance was ejected, or that
-        reached it through the caps of `usable`, do not prolong the back-off.
-        """
-        record = self._records.setdefault(address, _Record())
-        if address in self._ejected:
-            if now_s >= record.ejected_until_s:
-                self._eject(address, record, now_s)
+        record = self._records.get(address)
+        if record is None or record.until_s is None:
             return
-        record.failures += weight
-        if record.failures >= self._settings.threshold:
-            self._eject(address, record, now_s)
+        now_s = self._at(now_s)
+        if now_s >= record.until_s and now_s >= record.probe_until_s:
+            record.probe_until_s = now_s + self._policy.probe_timeout_s
+            self.probes += 1
+            self.version += 1
 
-    def usable(self, instances: tuple[Instance, ...], now_s: float) -> tuple[Instance, ...]:
-        """The instances to balance over; never empty when `instances` is not.
-
-        Leaves out those that are ejected or half-open with a probe under way, but never more
-        than the share `max_ejected`, never the last one, and none at all when all are out
-        (panic). Over the cap, those that come back soonest stay. Returns the very tuple it
-        was given when none is left out.
-        """
-        if not self._ejected:
-            return instances
-        out = [i.address for i in instances if self._is_out(i.address, now_s)]
-        if not out or len(out) == len(instances):
-            return instances
-        allowed = int(len(instances) * self._settings.max_ejected)
-        out.sort(key=lambda address: (-self._records[address].ejected_until_s, address))
-        left_out = frozenset(out[:allowed])
-        return tuple(i for i in instances if i.address not in left_out) if left_out else instances
-
-    def explain(self, address: Address, now_s: float) -> str:
-        """The state of an address in words."""
+    def record_success(self, address: Address, now_s: float, begun_s: float) -> None:
+        """A reply came to what was sent at `begun_s`, whatever its business result."""
         record = self._records.get(address)
         if record is None:
-            return "healthy"
-        if address not in self._ejected:
-            return f"healthy, {record.failures} of {self._settings.threshold} failures in a row"
-        left_s = record.ejected_until_s - now_s
-        if left_s > 0:
-            return f"ejected for {left_s:.1f} s more (ejection {record.ejections} in a row)"
-        if self._is_out(address, now_s):
-            return "half-open, a probe is under way"
-        return "half-open, the next request is the probe"
+            return
+        now_s = self._at(now_s)
+        if record.until_s is not None:
+            if begun_s < record.ejected_s:
+                return  # Of the time before: it says nothing of now.
+            self._readmit(record, now_s)
+        record.failures = record.ping_failures = 0
+        if self._is_forgettable(record, now_s):
+            del self._records[address]
 
-    def describe(self, address: Address, now_s: float) -> dict[str, str | float | int | None]:
-        """The same for programs: `state`, `until_s` (seconds from now) and `failures`."""
+    def record_failure(
+        self, address: Address, now_s: float, begun_s: float, why: str, *, is_refused: bool = False
+    ) -> None:
+        """A transport failure of what was begun at `begun_s`.
+
+        `is_refused`: nothing listens there, and one proof is enough. What was begun before an
+        ejection or before its end does not count again.
+        """
+        now_s = self._at(now_s)
+        record = self._records.setdefault(address, _Record())
+        if begun_s < max(record.ejected_s, record.readmitted_s):
+            return
+        if record.until_s is not None:
+            if now_s >= record.until_s:
+                self._eject(record, now_s, why)
+            return
+        record.failures += 1
+        if record.failures >= self._policy.failures or (is_refused and self._policy.refused_ejects):
+            self._eject(record, now_s, why)
+
+    def record_ping(self, address: Address, now_s: float, *, is_answered: bool) -> None:
+        """An active check ended.
+
+        `ping_fall` failures in a row eject; `ping_rise` answers in a row take back what is
+        half-open. They also cut the back-off short, when a PING had failed since the ejection:
+        what answers PING and fails its requests must wait.
+        """
+        now_s = self._at(now_s)
+        if is_answered:
+            self._record_pong(address, now_s)
+            return
+        record = self._records.setdefault(address, _Record())
+        record.ping_successes = 0
+        record.ping_failures += 1
+        if record.until_s is not None:
+            record.was_silent = True
+        elif record.ping_failures >= self._policy.ping_fall:
+            self._eject(record, now_s, f"{record.ping_failures} PINGs in a row unanswered")
+            record.was_silent = True
+
+    def _record_pong(self, address: Address, now_s: float) -> None:
         record = self._records.get(address)
-        if record is None or address not in self._ejected:
-            failures = 0 if record is None else record.failures
-            return {"state": "healthy", "until_s": None, "failures": failures}
-        left_s = record.ejected_until_s - now_s
-        if left_s > 0:
-            return {"state": "ejected", "until_s": round(left_s, 3), "failures": record.failures}
-        return {"state": "half-open", "until_s": None, "failures": record.failures}
+        if record is None:
+            return
+        record.ping_failures = 0
+        record.ping_successes += 1
+        if record.until_s is None:
+            if self._is_forgettable(record, now_s):
+                del self._records[address]
+        elif record.ping_successes >= self._policy.ping_rise and (
+            record.was_silent or now_s >= record.until_s
+        ):
+            self._readmit(record, now_s)
+
+    def split(self, instances: tuple[Instance, ...], now_s: float) -> Health:
+        """The instances to balance over; never empty when `instances` is not.
+
+        Leaves out those that are ejected, or half-open with a probe under way, but never more
+        than the share `max_ejected`, never the last one, and none at all when less than the
+        share `panic` is well. Over the cap, those that come back soonest stay. Gives the very
+        tuple that it was given when none is left out.
+        """
+        now_s = self._at(now_s)
+        out = self._out(instances, now_s)
+        if not out:
+            return Health(instances, instances, _ALWAYS_S, is_panic=False)
+        until_s = min(out.values())
+        well = tuple(i for i in instances if i.address not in out)
+        if not well or len(well) < self._policy.panic * len(instances):
+            return Health(instances, well, until_s, is_panic=True)
+        allowed = min(int(len(instances) * self._policy.max_ejected), len(instances) - 1)
+        latest = sorted(out, key=lambda address: (-out[address], address))
+        left_out = frozenset(latest[:allowed])
+        if not left_out:
+            return Health(instances, well, until_s, is_panic=False)
+        usable = tuple(i for i in instances if i.address not in left_out)
+        return Health(usable, well, until_s, is_panic=False)
+
+    def is_ejected(self, address: Address) -> bool:
+        """Whether it is ejected or half-open: an active check may take it back."""
+        record = self._records.get(address)
+        return record is not None and record.until_s is not None
+
+    def slow_since_s(self, address: Address, now_s: float) -> float | None:
+        """When its slow start began; None when it is in none."""
+        record = self._records.get(address)
+        if record is None or record.until_s is not None:
+            return None
+        is_over = self._at(now_s) >= record.readmitted_s + self._policy.slow_start_s
+        return None if is_over else record.readmitted_s
+
+    def describe(self, address: Address, now_s: float) -> dict[str, Any]:
+        """The state of an address for programs; `until_s` is in seconds from now."""
+        now_s = self._at(now_s)
+        record = self._records.get(address)
+        if record is None:
+            return {"state": "healthy", "until_s": None, "failures": 0, "why": None}
+        state, until_s = "healthy", None
+        if record.until_s is not None:
+            state = "ejected" if now_s < record.until_s else "half-open"
+            until_s = record.until_s - now_s if state == "ejected" else None
+        elif (since_s := self.slow_since_s(address, now_s)) is not None:
+            state, until_s = "slow-start", since_s + self._policy.slow_start_s - now_s
+        return {
+            "state": state,
+            "until_s": None if until_s is None else round(until_s, 3),
+            "failures": record.failures,
+            "why": record.why or None,
+        }
 
     def retain(self, addresses: Set[Address]) -> None:
         """Forget every address that is not among these; for each new table."""
         for address in self._records.keys() - addresses:
             del self._records[address]
-            self._ejected.discard(address)
+            self.version += 1
 
-    def _is_out(self, address: Address, now_s: float) -> bool:
-        if address not in self._ejected:
-            return False
-        record = self._records[address]
-        if now_s < record.ejected_until_s:
-            return True
-        return record.probe_until_s is not None and now_s < record.probe_until_s
+    def _at(self, now_s: float) -> float:
+        self._now_s = max(self._now_s, now_s)
+        return self._now_s
 
-    def _eject(self, address: Address, record: _Record, now_s: float) -> None:
-        settings = self._settings
+    def _out(self, instances: tuple[Instance, ...], now_s: float) -> dict[Address, float]:
+        """Who is out, and until when if nothing happens."""
+        out: dict[Address, float] = {}
+        for instance in instances:
+            record = self._records.get(instance.address)
+            if record is not None and record.until_s is not None:
+                end_s = max(record.until_s, record.probe_until_s)
+                if now_s < end_s:
+                    out[instance.address] = end_s
+        return out
+
+    def _is_forgettable(self, record: _Record, now_s: float) -> bool:
+        well_s = max(self._policy.slow_start_s, _FORGIVEN_AFTER * record.backoff_s)
+        is_clean = not record.failures and not record.ping_failures
+        return is_clean and now_s >= record.readmitted_s + well_s
+
+    def _readmit(self, record: _Record, now_s: float) -> None:
+        record.until_s = None
+        record.probe_until_s = _NEVER_S
+        record.failures = record.ping_failures = 0
+        record.readmitted_s = now_s
+        self.readmissions += 1
+        self.version += 1
+
+    def _eject(self, record: _Record, now_s: float, why: str) -> None:
+        policy = self._policy
+        was_well = record.until_s is None
+        if was_well and now_s >= record.readmitted_s + _FORGIVEN_AFTER * record.backoff_s:
+            record.ejections = 0
         # The exponent is bounded: 2.0 ** 1024 overflows after weeks of failed probes.
-        backoff_s = min(settings.base_s * 2.0 ** min(record.ejections, 30), settings.max_s)
-        record.ejected_until_s = now_s + backoff_s * (1 - settings.jitter * self._rand.random())
-        record.probe_until_s = None
+        record.backoff_s = min(
+            policy.backoff_s * 2.0 ** min(record.ejections, 30), policy.backoff_max_s
+        )
+        record.until_s = now_s + record.backoff_s * (1 - policy.jitter * self._rand.random())
+        record.probe_until_s = _NEVER_S
+        record.ejected_s = now_s
         record.ejections += 1
-        record.failures = 0
-        self._ejected.add(address)
+        record.failures = record.ping_failures = record.ping_successes = 0
+        record.was_silent = False
+        record.why = why
+        self.ejections += 1
+        self.version += 1
+
+
+def slow_start_share(policy: HealthPolicy, since_s: float, now_s: float) -> float:
+    """The share of its weight that an instance has in slow start: grows evenly up to 1."""
+    if policy.slow_start_s <= 0:
+        return 1.0
+    grown = min(max(0.0, (now_s - since_s) / policy.slow_start_s), 1.0)
+    return policy.slow_start_share + (1 - policy.slow_start_share) * grown

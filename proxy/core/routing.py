@@ -16,7 +16,8 @@ PRE_PROP = "moa.env.pre"
 """The public property with which a caller asks for pre-release instances."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
-_SPILL_SHARE = 0.5
+SPILL_SHARE = 0.5
+DRAIN, MAINT = "drain", "maint"
 _CACHED_ROUTES = 4096
 
 
@@ -24,13 +25,15 @@ _CACHED_ROUTES = 4096
 class Candidates:
     """Who may serve a request.
 
-    `instances` are all that may, `preferred` are parts of them, the narrowest first, and
-    `steps` say in words how it came to that.
+    `instances` are all that may, `preferred` are parts of them, the narrowest first, `steps`
+    say in words how it came to that, and `reserve` are being drained: only for what nobody
+    else could take.
     """
 
     instances: tuple[Instance, ...]
     preferred: tuple[tuple[Instance, ...], ...]
     steps: tuple[str, ...]
+    reserve: tuple[Instance, ...] = ()
 
 
 def candidates(
@@ -43,35 +46,41 @@ def candidates(
     - A pre caller (property `moa.env.pre`, or `pre`) prefers instances with pre=1 and falls
       back to the others. An ordinary caller never reaches a pre=1 instance, not even when
       there is no other: it would test a release on users.
+    - An instance marked `maint` is never reached, one marked `drain` only when no other is
+      left.
     """
     group = route.group or default_group or ANY_GROUP
     steps: list[str] = []
     instances = _in_group(table, route.uri, group, steps)
     wants_pre = pre or _asks_for_pre(route)
     preferred: list[tuple[Instance, ...]] = []
-    if wants_pre:
-        _prefer("pre=1", tuple(i for i in instances if i.pre), instances, preferred, steps)
-    elif any(i.pre for i in instances):
+    if not wants_pre and any(i.pre for i in instances):
         ordinary = tuple(i for i in instances if not i.pre)
         steps.append(f"ordinary caller: {len(instances) - len(ordinary)} pre=1 left out")
         instances = ordinary
+    instances, reserve = _unmarked(instances, steps)
+    if wants_pre:
+        _prefer("pre=1", tuple(i for i in instances if i.pre), instances, preferred, steps)
     if zone:
         base = preferred[0] if preferred else instances
         _prefer(f"zone {zone}", tuple(i for i in base if i.zone == zone), base, preferred, steps)
-    return Candidates(instances, tuple(preferred), tuple(steps))
+    return Candidates(instances, tuple(preferred), tuple(steps), reserve)
 
 
-def narrow(found: Candidates, usable: tuple[Instance, ...]) -> tuple[Instance, ...]:
+def narrow(
+    found: Candidates, usable: tuple[Instance, ...], spill_share: float = SPILL_SHARE
+) -> tuple[Instance, ...]:
     """The part of `usable` (healthy ones of `found.instances`) to balance over.
 
-    The narrowest preferred part of which at least half is usable; else all of `usable`.
+    The narrowest preferred part of which at least the share `spill_share` is usable; else all
+    of `usable`.
     """
     if usable is found.instances:
         return found.preferred[0] if found.preferred else usable
     addresses = {instance.address for instance in usable}
     for part in found.preferred:
         alive = tuple(instance for instance in part if instance.address in addresses)
-        if alive and len(alive) >= _SPILL_SHARE * len(part):
+        if alive and len(alive) >= spill_share * len(part):
             return alive
     return usable
 
@@ -118,6 +127,25 @@ def _in_group(table: ServiceTable, uri: str, group: str, steps: list[str]) -> tu
         if instances:
             return instances
     return ()
+
+
+def _unmarked(
+    instances: tuple[Instance, ...], steps: list[str]
+) -> tuple[tuple[Instance, ...], tuple[Instance, ...]]:
+    """Those to use, and those in reserve."""
+    if not any(i.marks for i in instances):
+        return instances, ()
+    serving = tuple(i for i in instances if MAINT not in i.marks)
+    if len(serving) < len(instances):
+        steps.append(f"maint: {len(instances) - len(serving)} left out")
+    drained = tuple(i for i in serving if DRAIN in i.marks)
+    if not drained:
+        return serving, ()
+    if len(drained) == len(serving):
+        steps.append(f"drain: all {len(drained)} left are, and are used")
+        return serving, ()
+    steps.append(f"drain: {len(drained)} kept in reserve")
+    return tuple(i for i in serving if DRAIN not in i.marks), drained
 
 
 def _prefer(

@@ -1,8 +1,9 @@
 """One request on its way: an instance, a connection, the reply; another instance if need be.
 
 Rule: what was never sent may be tried on another instance; what was sent is not, because it
-may have been executed. Every request ends with exactly one reply, at the latest at its
-deadline, unless its client has gone.
+may have been executed, unless its method is known to be idempotent and the retry budget has
+something left. Every request ends with exactly one reply, at the latest at its deadline,
+unless its client has gone.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from proxy.core.deadline import effective_timeout_s
-from proxy.core.health import REFUSED
-from proxy.core.message import Failure, MoaRequest, Outcome, reply_of, speech_of
+from proxy.core.balancer import NOBODY, Node, Place
+from proxy.core.deadline import effective_timeout_s, request_timeout_ms
+from proxy.core.message import Failure, MoaReply, MoaRequest, Outcome, reply_of, speech_of
 from proxy.core.model import Address, Instance
 from proxy.core.retry import may_retry
 from proxy.core.routing import Candidates
+from proxy.core.service import Service
 from proxy.core.translate import CannotTranslate, request_frame
+from proxy.net.hedge import Hedge
 from proxy.net.pool import Pool
 from proxy.net.pool_types import Unavailable, Waiter
 from proxy.net.upstream import Upstream
@@ -42,16 +45,23 @@ class Exchange:
 
     __slots__ = (
         "_attempt",
+        "_begun_s",
         "_candidates",
         "_counts",
         "_deadline_s",
         "_done",
+        "_extra",
         "_forwarder",
+        "_hedge",
+        "_hedge_timer",
+        "_last",
+        "_node",
         "_number",
         "_on_outcome",
         "_pool",
         "_request",
         "_sent_on",
+        "_service",
         "_speech",
         "_timer",
         "_tried",
@@ -73,8 +83,16 @@ class Exchange:
         self._zone = zone
         self._candidates: Candidates = forwarder.candidates(request.route, zone)
         self._counts: ServiceCounts = forwarder.metrics.service(request.route.uri)
-        self._tried: frozenset[Address] = frozenset()
+        self._service: Service = forwarder.service(request.route.uri)
+        self._tried: frozenset[Address] = NOBODY
         self._attempt = 0
+        self._extra = 0
+        """How often it was sent besides the first time, as a retry or as a hedge."""
+        self._begun_s = 0.0
+        self._node: Node | None = None
+        self._hedge: Hedge | None = None
+        self._hedge_timer: asyncio.TimerHandle | None = None
+        self._last: Outcome | None = None
         self._deadline_s = 0.0
         self._pool: Pool | None = None
         self._waiter: Waiter | None = None
@@ -90,34 +108,66 @@ class Exchange:
         metrics.requests += 1
         metrics.in_flight += 1
         self._counts.requests += 1
+        service = self._service
+        policy = service.policy
+        service.in_flight += 1
+        if service.in_flight > policy.max_in_flight:
+            self._reject(f"{policy.max_in_flight} requests are under way")
+            return
+        if policy.idempotent:
+            service.budget.record_request()
         self._try_next(_NOT_TRIED)
 
     def _try_next(self, last: Unavailable) -> None:
-        instance = self._forwarder.choose(self._candidates, self._tried)
-        if instance is None:
+        route, now_s = self._request.route, self._forwarder.loop.time()
+        place = self._service.choose(self._candidates, route.props, now_s, self._tried)
+        if place is None:
             self._give_up(last)
-            return
-        forwarder = self._forwarder
-        now_s = forwarder.loop.time()
+        else:
+            self._try(place, now_s)
+
+    def _try(self, place: Place, now_s: float) -> None:
+        instance, node = place
+        forwarder, service = self._forwarder, self._service
         if self._timer is None:
+            props = self._request.route.props
             timeout_s = effective_timeout_s(
-                instance_ms=instance.timeout_ms, default_s=forwarder.settings.timeout_s
+                request_ms=request_timeout_ms(props) if props else None,
+                instance_ms=instance.timeout_ms,
+                service_ms=service.policy.timeout_ms,
+                default_s=forwarder.settings.timeout_s,
             )
+            service.used_s = now_s
             self._deadline_s = now_s + timeout_s
             self._timer = forwarder.loop.call_at(self._deadline_s, self._expire)
         self._attempt += 1
+        self._begun_s = now_s
+        self._node = node
         self.instance = instance
-        forwarder.health.begin(instance.address, now_s)
+        service.begin(node, now_s)
         self._speech = speech_of(instance, self._request.speech)
         # Kept: the table, and with it the address's pool, may change before the reply.
         self._pool = forwarder.pools.get(instance.address, self._speech.wire)
         self._waiter = Waiter(self._on_connection, self._on_unavailable)
         self._pool.acquire(self._waiter)
 
+    def _leave_node(self) -> Node:
+        """The attempt is over."""
+        node, self._node = self._node, None
+        assert node is not None
+        node.in_flight -= 1
+        return node
+
     def _give_up(self, last: Unavailable) -> None:
-        if not self._candidates.instances:
+        if self._last is not None:
+            # It was sent once: what is said must not promise that it was not executed.
+            self._end_failed(self._last)
+        elif not self._candidates.instances:
             steps = "; ".join(self._candidates.steps)
             self._fail(Ec.SERVICE_NOT_FOUND, f"no instance of {self._request.route.uri}: {steps}")
+        elif last is _NOT_TRIED:
+            cap = self._service.policy.max_in_flight_instance
+            self._reject(f"{cap} requests are under way to each instance")
         elif last.is_overload:
             self._fail(Ec.THREAD_POOL_IS_FULL, f"{self._request.route.uri}: {last.why}")
         else:
@@ -134,29 +184,32 @@ class Exchange:
             )
         except CannotTranslate as error:
             pool.release(upstream)
+            self._leave_node()
             uri = self._request.route.uri
             self._fail(Ec.SERIALIZATION, f"{uri}: {error}; the request was not sent")
             return
         self._sent_on = upstream
         self._number = upstream.send(frame, self._on_upstream_reply, self._on_loss)
+        if self._service.p95 is not None and not self._extra and self._sent_on is not None:
+            self._plan_hedge(self._service.p95.value_s())
 
     def _on_unavailable(self, why: Unavailable) -> None:
         self._waiter = None
-        assert self.instance is not None
-        address, forwarder = self.instance.address, self._forwarder
+        node, forwarder = self._leave_node(), self._forwarder
+        now_s = forwarder.loop.time()
         if not why.is_overload:
-            weight = REFUSED if why.is_refused else 1
-            forwarder.health.record_failure(address, forwarder.loop.time(), weight)
+            self._service.failed(node, self._begun_s, now_s, why.why, is_refused=why.is_refused)
             self._counts.transport_failures += 1
-        self._tried |= {address}
+        self._tried |= {node.address}
         if may_retry(
             sent=False,
             idempotent=False,
             attempt=self._attempt,
-            remaining_s=self._deadline_s - forwarder.loop.time(),
+            remaining_s=self._deadline_s - now_s,
             max_retries=MAX_UNSENT_RETRIES,
         ):
             forwarder.metrics.retried += 1
+            self._counts.retried += 1
             # The table may have changed, and be the reason.
             self._candidates = forwarder.candidates(self._request.route, self._zone)
             self._try_next(why)
@@ -176,32 +229,70 @@ class Exchange:
             why = f"{address}: its agent cannot reach it"
             self._on_unavailable(Unavailable(why, is_refused=True))
             return
+        node, service = self._leave_node(), self._service
         is_failure = reply.ec is not None and is_transport_failure(reply.ec)
         if is_failure:
-            forwarder.health.record_failure(address, now_s)
+            service.failed(node, self._begun_s, now_s, f"replied ec {reply.ec}")
             self._counts.transport_failures += 1
         else:
-            forwarder.health.record_success(address, now_s)
+            service.succeeded(node, self._begun_s, now_s)
         # First: the client's next request, which the reply may set off, can use it again.
         pool.release(upstream)
-        if not self._done:
-            if is_failure:
-                forwarder.metrics.transport_errors += 1
-            else:
-                forwarder.metrics.ok += 1
+        if self._done:
+            return
+        if is_failure:
+            self._on_sent_failure(node, reply)
+        else:
+            forwarder.metrics.ok += 1
             self._end(reply)
 
     def _on_loss(self, why: str) -> None:
         upstream, self._sent_on = self._sent_on, None
         assert upstream is not None
         assert self._pool is not None
-        forwarder = self._forwarder
-        forwarder.health.record_failure(upstream.address, forwarder.loop.time())
+        node = self._leave_node()
+        self._service.failed(node, self._begun_s, self._forwarder.loop.time(), why)
         self._counts.transport_failures += 1
         self._pool.discard(upstream)
         uri = self._request.route.uri
         em = f"{uri}: {why} before it replied; the request may have been executed"
-        self._fail(Ec.REMOTING, em)
+        if not self._done:
+            self._on_sent_failure(node, Failure(Ec.REMOTING, em))
+
+    def _on_sent_failure(self, node: Node, outcome: Outcome) -> None:
+        """What was sent failed: only what may run twice has another chance."""
+        self._tried |= {node.address}
+        self._last = outcome
+        if self._hedge is None and not self._resend():
+            self._end_failed(outcome)
+
+    def _resend(self) -> bool:
+        """Send it once more, to another instance, if that is allowed; whether it was."""
+        service, now_s = self._service, self._forwarder.loop.time()
+        route = self._request.route
+        if not may_retry(
+            sent=True,
+            idempotent=service.is_idempotent(route.method),
+            attempt=1 + self._extra,
+            remaining_s=self._deadline_s - now_s,
+            max_retries=service.policy.retries,
+        ):
+            return False
+        self._candidates = self._forwarder.candidates(route)
+        place = service.choose(self._candidates, route.props, now_s, self._tried)
+        if place is None or not self._take_budget(now_s):
+            return False
+        self._extra += 1
+        self._counts.resent += 1
+        self._forwarder.metrics.retried += 1
+        self._try(place, now_s)
+        return True
+
+    def _take_budget(self, now_s: float) -> bool:
+        if self._service.budget.try_take(now_s):
+            return True
+        self._counts.budget_exhausted += 1
+        return False
 
     def _expire(self) -> None:
         if self._done:
@@ -209,13 +300,52 @@ class Exchange:
         forwarder = self._forwarder
         forwarder.metrics.timeouts += 1
         where = f" from {self.instance.address}" if self.instance else ""
-        sent = self._sent_on is not None
-        if self.instance is not None:
-            forwarder.health.record_failure(self.instance.address, forwarder.loop.time())
+        sent = self._sent_on is not None or self._last is not None
+        if self._node is not None:
+            self._service.timed_out(self._node, self._begun_s, forwarder.loop.time())
             self._counts.transport_failures += 1
         self._let_go()
         detail = "no reply" if sent else "no connection"
         self._fail(Ec.TIMEOUT, f"{self._request.route.uri}: {detail}{where} before the deadline")
+
+    # Hedging: a second attempt while the first is under way
+
+    def _plan_hedge(self, after_s: float | None) -> None:
+        if after_s is None or not self._service.is_idempotent(self._request.route.method):
+            return
+        loop = self._forwarder.loop
+        if loop.time() + after_s < self._deadline_s:
+            self._hedge_timer = loop.call_later(after_s, self._start_hedge)
+
+    def _start_hedge(self) -> None:
+        node, service, now_s = self._node, self._service, self._forwarder.loop.time()
+        if self._done or self._sent_on is None or node is None or self._extra:
+            return
+        tried = self._tried | {node.address}
+        place = service.choose(self._candidates, self._request.route.props, now_s, tried)
+        if place is None or not self._take_budget(now_s):
+            return
+        self._extra += 1
+        self._counts.hedges += 1
+        self._hedge = Hedge(self._forwarder, service, self._request, place, self._on_hedge_end)
+        self._hedge.start()
+
+    def _on_hedge_end(self, reply: MoaReply | None) -> None:
+        """`reply` is None when the second attempt failed."""
+        self._hedge = None
+        if self._done:
+            return
+        if reply is not None:
+            if self._node is not None:
+                # It takes at least so long: the balancer is to know.
+                now_s = self._forwarder.loop.time()
+                self._node.latency.observe(now_s - self._begun_s, now_s)
+            self._let_go()
+            self._counts.hedges_won += 1
+            self._forwarder.metrics.ok += 1
+            self._end(reply)
+        elif self._last is not None and self._node is None:
+            self._end_failed(self._last)
 
     def cancel(self) -> None:
         """The client has gone. Over RESP, closing is how the server learns it."""
@@ -232,6 +362,23 @@ class Exchange:
         if self._sent_on is not None and self._pool is not None:
             upstream, self._sent_on = self._sent_on, None
             self._pool.abandon(upstream, self._number)
+        if self._node is not None:
+            self._leave_node()
+        if self._hedge is not None:
+            self._hedge.cancel()
+            self._hedge = None
+
+    def _reject(self, why: str) -> None:
+        """Too much is under way; nothing waits."""
+        self._counts.capped += 1
+        self._fail(Ec.THREAD_POOL_IS_FULL, f"{self._request.route.uri}: {why}; not sent")
+
+    def _end_failed(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Failure):
+            self._fail(outcome.ec, outcome.em)
+        else:
+            self._forwarder.metrics.transport_errors += 1
+            self._end(outcome)
 
     def _fail(self, ec: Ec, em: str) -> None:
         if self._done:
@@ -247,5 +394,10 @@ class Exchange:
     def _finish(self) -> None:
         self._done = True
         self._forwarder.metrics.in_flight -= 1
+        self._service.in_flight -= 1
         if self._timer is not None:
             self._timer.cancel()
+        if self._hedge_timer is not None:
+            self._hedge_timer.cancel()
+        if self._hedge is not None:
+            self._hedge.cancel()

@@ -7,11 +7,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxy.core.balancer import pick
-from proxy.core.health import HealthBook
 from proxy.core.message import MoaRequest
-from proxy.core.model import Address, Instance, ServiceTable
-from proxy.core.routing import Candidates, Router, narrow
+from proxy.core.model import Address, ServiceTable
+from proxy.core.policy import DEFAULT_POLICIES, Policies
+from proxy.core.routing import Candidates, Router
+from proxy.core.service import Service, Services
 from proxy.net.exchange import Exchange, OutcomeCallback
 from proxy.net.pool_types import PoolSettings
 from proxy.net.pools import Pools
@@ -30,6 +30,7 @@ class ForwardSettings:
     timeout_s: float
     max_body_bytes: int
     pool: PoolSettings
+    policies: Policies = DEFAULT_POLICIES
 
 
 class Forwarder:
@@ -48,15 +49,14 @@ class Forwarder:
         self.settings = settings
         self.table = ServiceTable()
         self.metrics = metrics
-        self.health = HealthBook(rand)
+        self.services = Services(settings.policies, rand)
         self.pools = Pools(loop, settings.pool, metrics, source_for)
         self._router = router
-        self._rand = rand
 
     def update(self, table: ServiceTable) -> None:
         """Use a new table; pools of instances that are no longer listed are closed."""
         self.table = table
-        self.health.retain(table.addresses)
+        self.services.update(table)
         self.pools.retain(table.addresses)
 
     def candidates(self, route: Route, zone: str | None = None) -> Candidates:
@@ -74,14 +74,9 @@ class Forwarder:
     def load(self, address: Address) -> int:
         return self.pools.load(address)
 
-    def choose(self, found: Candidates, exclude: frozenset[Address]) -> Instance | None:
-        """A healthy instance that was not tried yet; None when all were."""
-        usable = self.health.usable(found.instances, self.loop.time())
-        chosen = pick(narrow(found, usable), self.pools.load, self._rand, exclude)
-        if chosen is None and exclude:
-            # Better one that is ejected than none: everything healthy was tried.
-            chosen = pick(found.instances, self.pools.load, self._rand, exclude)
-        return chosen
+    def service(self, uri: str) -> Service:
+        """The state of a service that a request goes to."""
+        return self.services.get(uri, self.loop.time())
 
     def close(self) -> None:
         """Fail what waits; nothing is sent any more."""

@@ -16,11 +16,22 @@ MAX_SERVICES = 5000
 
 @dataclass(slots=True)
 class ServiceCounts:
-    """Requests of one service since the start; `failed` are those that we answered ourselves."""
+    """Requests of one service since the start; `failed` are those that we answered ourselves.
+
+    `resent` were sent a second time after a failure, `hedges` while the first was under way,
+    of which `hedges_won` were answered first; `budget_exhausted` were not, for want of budget,
+    and `capped` were refused at once because too many were under way.
+    """
 
     requests: int = 0
     failed: int = 0
     transport_failures: int = 0
+    retried: int = 0
+    resent: int = 0
+    hedges: int = 0
+    hedges_won: int = 0
+    budget_exhausted: int = 0
+    capped: int = 0
 
 
 @dataclass(slots=True)

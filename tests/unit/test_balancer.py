@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.balancer import pick
+from proxy.core import balancer
+from proxy.core.balancer import Choices, Node, Place
 from proxy.core.model import Address, Instance
+from proxy.core.policy import HealthPolicy
+from proxy.core.ring import Ring
 
 PICKS = 20_000
 
@@ -19,15 +22,32 @@ def members(*weights: int) -> tuple[Instance, ...]:
     return tuple(Instance(Address("10.0.0.1", n), weight=w) for n, w in enumerate(weights))
 
 
-def idle(_address: Address) -> float:
-    return 0
+def places_of(instances: tuple[Instance, ...]) -> tuple[Place, ...]:
+    return tuple(Place(i, Node(i.address)) for i in instances)
+
+
+def choices_of(
+    instances: tuple[Instance, ...], slow: dict[Address, float] | None = None
+) -> Choices:
+    return Choices(places_of(instances), slow or {}, HealthPolicy())
+
+
+def pick(
+    choices: Choices,
+    rand: random.Random,
+    exclude: frozenset[Address] = frozenset(),
+    now_s: float = 0.0,
+    typical_s: float = 0.0,
+) -> Instance | None:
+    place = balancer.pick(choices, typical_s, now_s, rand, exclude)
+    return None if place is None else place.instance
 
 
 def shares(
     instances: tuple[Instance, ...], exclude: frozenset[Address] = frozenset()
 ) -> list[float]:
-    rand = random.Random(1)
-    counts = Counter(pick(instances, idle, rand, exclude) for _ in range(PICKS))
+    rand, choices = random.Random(1), choices_of(instances)
+    counts = Counter(pick(choices, rand, exclude) for _ in range(PICKS))
     return [counts[i] / PICKS for i in instances]
 
 
@@ -40,7 +60,10 @@ def test_idle_set_is_used_in_proportion_to_its_weights(weights: tuple[int, ...])
 def test_drained_instances_serve_only_when_all_are_drained() -> None:
     assert shares(members(0, 7)) == [0, 1]
     assert shares(members(0, 0)) == pytest.approx([0.5, 0.5], abs=0.015)
-    assert pick(members(0, 7), idle, random.Random(1), frozenset({Address("10.0.0.1", 1)})) is None
+    assert (
+        pick(choices_of(members(0, 7)), random.Random(1), frozenset({Address("10.0.0.1", 1)}))
+        is None
+    )
 
 
 def test_excluded_are_not_picked() -> None:
@@ -48,29 +71,31 @@ def test_excluded_are_not_picked() -> None:
     assert shares(instances, frozenset({instances[0].address})) == pytest.approx(
         [0, 0.5, 0.5], abs=0.015
     )
-    assert pick(instances, idle, random.Random(1), frozenset(i.address for i in instances)) is None
+    assert (
+        pick(choices_of(instances), random.Random(1), frozenset(i.address for i in instances))
+        is None
+    )
 
 
 def test_empty_set_gives_none() -> None:
-    assert pick((), idle, random.Random(1)) is None
+    assert pick(choices_of(()), random.Random(1)) is None
 
 
 def simulate(instances: tuple[Instance, ...], service_ticks: dict[int, int]) -> Counter[int]:
     """Two requests start in each tick; an instance takes `service_ticks` of its port for one."""
-    rand = random.Random(2)
-    in_flight: Counter[Address] = Counter()
-    ends: dict[int, list[Address]] = {}
+    rand, choices = random.Random(2), choices_of(instances)
+    ends: dict[int, list[Node]] = {}
     counts: Counter[int] = Counter()
     for tick in range(5000):
-        for address in ends.pop(tick, []):
-            in_flight[address] -= 1
+        for node in ends.pop(tick, []):
+            node.in_flight -= 1
         for _ in range(2):
-            chosen = pick(instances, lambda a: in_flight[a], rand)
+            chosen = balancer.pick(choices, 0.0, 0.0, rand)
             assert chosen is not None
-            counts[chosen.address.port] += 1
-            in_flight[chosen.address] += 1
-            done = tick + service_ticks[chosen.address.port]
-            ends.setdefault(done, []).append(chosen.address)
+            counts[chosen.node.address.port] += 1
+            chosen.node.in_flight += 1
+            done = tick + service_ticks[chosen.node.address.port]
+            ends.setdefault(done, []).append(chosen.node)
     return counts
 
 
@@ -101,30 +126,117 @@ def test_pick_is_allowed_and_found_when_one_is(
     instances = members(*weights)
     exclude = frozenset(Address("10.0.0.1", n) for n in excluded)
     allowed = [i for i in instances if i.address not in exclude and (i.weight or not any(weights))]
-    chosen = pick(instances, lambda a: loads.get(a.port, 0), random.Random(seed), exclude)
+    choices = choices_of(instances)
+    for place in choices.places:
+        place.node.in_flight = loads.get(place.node.address.port, 0)
+    chosen = pick(choices, random.Random(seed), exclude)
     assert chosen in allowed if allowed else chosen is None
 
 
-def test_pick_does_not_look_at_every_instance() -> None:
-    instances = members(*[1] * 10_000)
-    asked: list[Address] = []
-
-    def load(address: Address) -> float:
-        asked.append(address)
-        return 0
-
-    pick(instances, load, random.Random(3))
-    assert len(asked) <= 2
+def busy(choices: Choices, *in_flight: int) -> Choices:
+    for place, count in zip(choices.places, in_flight, strict=True):
+        place.node.in_flight = count
+    return choices
 
 
 def test_drained_instance_takes_no_load_off_a_busy_one() -> None:
-    busy = members(1, 0)
-    rand = random.Random(4)
-    chosen = {pick(busy, lambda a: 9 - 9 * a.port, rand) for _ in range(100)}
-    assert chosen == {busy[0]}
+    instances = members(1, 0)
+    choices, rand = busy(choices_of(instances), 9, 0), random.Random(4)
+    assert {pick(choices, rand) for _ in range(100)} == {instances[0]}
 
 
 def test_one_request_in_flight_decides_between_two_equals() -> None:
     two = members(1, 1)
-    rand = random.Random(5)
-    assert {pick(two, lambda a: 1 - a.port, rand) for _ in range(100)} == {two[1]}
+    choices, rand = busy(choices_of(two), 1, 0), random.Random(5)
+    assert {pick(choices, rand) for _ in range(100)} == {two[1]}
+
+
+def test_slow_instance_is_avoided_and_tried_again() -> None:
+    """Its estimate fades towards what is typical once nobody asks it."""
+    two = members(1, 1)
+    choices, rand = choices_of(two), random.Random(6)
+    for place, latency_s in zip(choices.places, (0.050, 0.005), strict=True):
+        place.node.latency.observe(latency_s, 10.0)
+    assert {pick(choices, rand, now_s=10.0, typical_s=0.005) for _ in range(100)} == {two[1]}
+    later = {pick(choices, rand, now_s=20.0, typical_s=0.005) for _ in range(100)}
+    assert later == set(two)
+
+
+def test_noise_below_a_millisecond_moves_nothing() -> None:
+    two = members(1, 1)
+    choices, rand = choices_of(two), random.Random(7)
+    for place, latency_s in zip(choices.places, (0.0003, 0.0005), strict=True):
+        place.node.latency.observe(latency_s, 0.0)
+    counts = Counter(pick(choices, rand, typical_s=0.0004) for _ in range(PICKS))
+    assert counts[two[0]] / PICKS == pytest.approx(0.5, abs=0.02)
+
+
+def test_load_that_an_instance_reports_counts() -> None:
+    two = members(1, 1)
+    choices = choices_of(two)
+    choices.places[0].node.hint = 0.9
+    assert {pick(choices, random.Random(8)) for _ in range(100)} == {two[1]}
+
+
+@pytest.mark.parametrize(("at_s", "share"), [(0.0, 0.05), (15.0, 0.275), (30.0, 0.5)])
+def test_slow_start_grows_to_the_whole_weight(at_s: float, share: float) -> None:
+    two = members(1, 1)
+    choices, rand = choices_of(two, {two[0].address: 0.0}), random.Random(9)
+    counts = Counter(pick(choices, rand, now_s=at_s) for _ in range(PICKS))
+    # Redrawn when it is not taken, so a little more than its share of the weight.
+    assert share - 0.02 < counts[two[0]] / PICKS < share + 0.1
+
+
+@given(st.floats(0, 100), st.floats(0, 100))
+def test_slow_start_is_monotone(one_s: float, other_s: float) -> None:
+    two = members(1, 1)
+    choices = choices_of(two, {two[0].address: 0.0})
+    early, late = sorted((one_s, other_s))
+    a, b = (choices.share(two[0].address, now_s) for now_s in (early, late))
+    assert 0.1 <= a <= b <= 1.0
+    assert choices.share(two[1].address, early) == 1.0
+
+
+# Consistent hash with bounded load
+
+
+KEYS = [f"user-{n}" for n in range(5000)]
+
+
+def owners(instances: tuple[Instance, ...]) -> dict[str, int]:
+    ring = Ring(places_of(instances))
+    found = {}
+    for key in KEYS:
+        place = ring.pick(key, bound=1e9)
+        assert place is not None
+        found[key] = place.instance.address.port
+    return found
+
+
+def test_keys_stay_when_an_instance_goes() -> None:
+    before, after = owners(members(*[100] * 10)), owners(members(*[100] * 9))
+    moved = [key for key in KEYS if before[key] != after[key]]
+    assert all(before[key] == 9 for key in moved)
+    assert 0.05 < len(moved) / len(KEYS) < 0.16
+
+
+def test_keys_follow_weights() -> None:
+    counts = Counter(owners(members(300, 100)).values())
+    assert counts[0] / counts[1] == pytest.approx(3, rel=0.35)
+    assert set(owners(members(100, 0)).values()) == {0}
+    assert set(owners(members(0, 0)).values()) == {0, 1}
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.integers(0, 99))
+def test_no_key_goes_to_who_is_over_the_bound(loads: list[int], key: int) -> None:
+    places = places_of(members(*[100] * len(loads)))
+    for place, load in zip(places, loads, strict=True):
+        place.node.in_flight = load
+    chosen = Ring(places).pick(str(key), bound=1.25)
+    assert chosen is not None
+    assert chosen.node.in_flight < 1.25 * (sum(loads) + 1) / len(loads)
+
+
+def test_hash_skips_who_was_tried() -> None:
+    places = places_of(members(1, 1))
+    assert Ring(places).pick("k", 1.25, frozenset(p.node.address for p in places)) is None

@@ -99,7 +99,10 @@ async def test_what_was_never_sent_goes_to_another_instance(server: Server, othe
         await until(lambda call=call: call.replies)  # type: ignore[misc]
         assert call.replies == [OK], number
     assert forwarder.metrics.failed == 0
-    assert forwarder.health.describe(server.address, forwarder.loop.time())["state"] == "ejected"
+    assert (
+        forwarder.service(URI).health.describe(server.address, forwarder.loop.time())["state"]
+        == "ejected"
+    )
     forwarder.close()
 
 
@@ -165,7 +168,7 @@ async def test_a_full_queue_is_told_at_once(server: Server) -> None:
     forwarder = forwarder_of(table_of(URI, server.address), pool_settings(size=1, queue=1))
     calls = [Call(forwarder) for _ in range(3)]
     assert calls[2].ec == Ec.THREAD_POOL_IS_FULL
-    assert forwarder.health.describe(server.address, 0.0)["failures"] == 0
+    assert forwarder.service(URI).health.describe(server.address, 0.0)["failures"] == 0
     forwarder.close()
 
 
@@ -278,7 +281,7 @@ async def test_a_transport_failure_in_a_reply_is_passed_on_and_counts(server: Se
     await (await server.connection()).answer(reply)
     await until(lambda: call.replies)
     assert call.replies == [reply]
-    assert forwarder.health.describe(server.address, 0.0)["failures"] == 1
+    assert forwarder.service(URI).health.describe(server.address, 0.0)["failures"] == 1
     metrics = forwarder.metrics
     assert (metrics.ok, metrics.failed, metrics.transport_errors) == (0, 0, 1)
     forwarder.close()
@@ -401,5 +404,5 @@ async def test_what_cannot_be_translated_is_not_sent(server: Server) -> None:
     far.answer(packet, hessian.json_to_hessian(b'{"ec":503,"em":"x"}'), EXT_HESSIAN)
     await until(lambda: second.replies)
     assert second.ec == 503
-    assert forwarder.health.describe(server.address, 0.0)["failures"] == 0
+    assert forwarder.service(URI).health.describe(server.address, 0.0)["failures"] == 0
     forwarder.close()
