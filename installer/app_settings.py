@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from installer.config import Config
+from installer.config_failover import policies_of
 from interceptor.cgroup import Cgroup
 from interceptor.node import AgentSettings
 from proxy.app import AppSettings
@@ -78,6 +79,7 @@ def app_settings(config: Config) -> AppSettings:
         forward=ForwardSettings(
             timeout_s=routing.timeout_ms / 1000,
             max_body_bytes=limits.max_request_bytes,
+            policies=policies_of(config.failover, config.service),
             pool=PoolSettings(
                 size=limits.pool_size,
                 shared_size=SHARED_CONNECTIONS,

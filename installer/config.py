@@ -11,12 +11,13 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from installer.config_errors import ConfigError, ContradictionError, Problem, problem_lines
 from installer.config_example import render_example
+from installer.config_failover import MAX_OVERRIDES, Failover, ServiceOverride
 from installer.config_sections import (
     Agent,
     Bpf,
@@ -57,6 +58,10 @@ class Config(Section):
     routing: Routing = Field(default_factory=Routing)
     limits: Limits = Field(default_factory=Limits)
     peer: Peer = Field(default_factory=Peer)
+    failover: Failover = Field(default_factory=Failover)
+    service: Annotated[
+        tuple[ServiceOverride, ...], Field(strict=False, max_length=MAX_OVERRIDES)
+    ] = Field((), description="A service that differs from [failover]; as many as there are.")
 
     @property
     def last_known_path(self) -> Path:
@@ -68,6 +73,7 @@ class Config(Section):
         problems = [*_port_problems(self), *_time_problems(self), *_scope_problems(self)]
         if self.peer.listen and not self.node.application:
             problems.append(Problem("node.application", "a name, as peer.listen is set"))
+        problems += _failover_problems(self)
         if self.registry.kind == "redis" and self.registry.url is None:
             problems.append(Problem("registry.url", 'a value, as registry.kind is "redis"'))
         if problems:
@@ -170,3 +176,19 @@ def _scope_problems(config: Config) -> Iterator[Problem]:
     for index, cgroup in enumerate(config.scope.cgroups):
         if cgroup != "/" and PurePosixPath(cgroup).is_relative_to(own):
             yield Problem(f"scope.cgroups[{index}]", "nothing of agent.cgroup", cgroup)
+
+
+def _failover_problems(config: Config) -> Iterator[Problem]:
+    named = [("failover", config.failover)]
+    named += [(f"service[{n}]", override) for n, override in enumerate(config.service)]
+    for name, table in named:
+        if table.backoff_ms > table.backoff_max_ms:
+            expected = f"at most {name}.backoff_max_ms ({table.backoff_max_ms})"
+            yield Problem(f"{name}.backoff_ms", expected, table.backoff_ms)
+        if 0 < table.ping_interval_ms < table.ping_timeout_ms:
+            expected = f"at least {name}.ping_timeout_ms ({table.ping_timeout_ms}), or 0"
+            yield Problem(f"{name}.ping_interval_ms", expected, table.ping_interval_ms)
+    uris = [override.uri for override in config.service]
+    for uri, count in Counter(uris).items():
+        if count > 1:
+            yield Problem(f"service[{uris.index(uri)}].uri", "each service once", uri)

@@ -14,6 +14,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from installer.config_example import repeated_model
+
 _SHOWN_CHARACTERS = 60
 
 
@@ -85,7 +87,10 @@ def _key(location: Iterable[int | str]) -> str:
 def _suggestion(location: Sequence[int | str], model: type[BaseModel]) -> str:
     known = model
     for part in location[:-1]:
-        inner = known.model_fields[str(part)].annotation
+        if isinstance(part, int):
+            continue
+        annotation = known.model_fields[part].annotation
+        inner = repeated_model(annotation) or annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return ""
         known = inner

@@ -14,6 +14,7 @@ from installer.cli.failure import note
 from installer.cli.output import emit
 from installer.cli.session import DEFAULT_CONFIG, Session, pass_session, shared_options
 from installer.config import ConfigError, default_toml, exposed_password, load
+from installer.config_failover import ServiceOverride
 
 
 @click.group()
@@ -78,8 +79,16 @@ def example(session: Session) -> None:
 
 
 def plain(section: BaseModel) -> dict[str, Any]:
-    """A configuration as JSON values, without its secrets."""
-    return {name: _plain(getattr(section, name)) for name in type(section).model_fields}
+    """A configuration as JSON values, without its secrets.
+
+    Of a section that may repeat only what was said: the rest is that of another section.
+    """
+    said = section.model_fields_set if isinstance(section, ServiceOverride) else None
+    return {
+        name: _plain(getattr(section, name))
+        for name in type(section).model_fields
+        if said is None or name in said
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -100,13 +109,21 @@ def _without_secrets(url: str) -> str:
 
 
 def _toml(sections: dict[str, Any]) -> str:
-    lines = []
-    for name, values in sections.items():
-        lines += ["", f"[{name}]"]
-        for key, value in values.items():
-            if value is None:
-                lines.append(f"# {key} is not set")
-            else:
-                # Booleans, integers, strings and lists of them are written as in JSON.
-                lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines[1:])
+    lines: list[str] = []
+    for section, values in sections.items():
+        if isinstance(values, list):
+            for one in values:
+                lines += [f"[[{section}]]", *_key_lines(one), ""]
+        else:
+            lines += [f"[{section}]", *_key_lines(values), ""]
+    return "\n".join(lines).rstrip("\n")
+
+
+def _key_lines(values: dict[str, Any]) -> list[str]:
+    # Booleans, integers, strings and lists of them are written as in JSON.
+    return [
+        f"# {key} is not set"
+        if value is None
+        else f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in values.items()
+    ]

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from installer.config import MAX_FILE_BYTES, Config, ConfigError, default_toml, load
+from installer.config_example import repeated_model
+from installer.config_failover import policies_of
 from installer.config_sections import Agent
 from installer.destination import Destination
+from proxy.core.policy import DEFAULT_POLICY
 
 _NOT_SHOWN = ", saw a URL (not shown: it may hold a password)"
 
@@ -93,6 +96,9 @@ def test_example_names_every_key() -> None:
     document = tomllib.loads(uncommented.replace("\n# last_known =", "\nlast_known ="))
     for section, field in Config.model_fields.items():
         model = field.annotation
+        if repeated_model(model) is not None:
+            assert f"\n# [[{section}]]\n# The service" in example
+            continue
         assert model is not None
         assert set(document[section]) == set(model.model_fields)
 
@@ -105,9 +111,47 @@ def test_example_with_its_commented_keys_loads(config_file: Path) -> None:
     assert load(config_file).node.name == "node-a"
 
 
+def test_failover_is_of_every_service_but_for_those_that_differ(config_file: Path) -> None:
+    config_file.write_text(
+        """
+        [failover]
+        failures = 3
+        idempotent = ["get*"]
+        [[service]]
+        uri = "/service/slow"
+        timeout_ms = 20000
+        hedge = true
+        """
+    )
+    config = load(config_file)
+    policies = policies_of(config.failover, config.service)
+    slow, other = policies.of("/service/slow"), policies.of("/service/other")
+    assert (slow.health.failures, other.health.failures) == (3, 3)
+    assert (slow.timeout_ms, other.timeout_ms) == (20_000, None)
+    assert (slow.hedge, other.hedge) == (True, False)
+    assert slow.idempotent == other.idempotent == ("get*",)
+
+
+def test_failover_defaults_are_those_of_the_proxy() -> None:
+    assert policies_of(Config().failover, ()).default == DEFAULT_POLICY
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        (
+            '[[service]]\nuri = "/s"\nfailurs = 3',
+            "service[0].failurs: unknown key; the nearest known key is service[0].failures",
+        ),
+        ("[[service]]\nhedge = true", "service[0].uri: expected Field required, saw a table"),
+        (
+            '[[service]]\nuri = "/s"\n[[service]]\nuri = "/s"',
+            "service[0].uri: expected each service once, saw '/s'",
+        ),
+        (
+            "[failover]\nbackoff_ms = 2000\nbackoff_max_ms = 1000",
+            "failover.backoff_ms: expected at most failover.backoff_max_ms (1000), saw 2000",
+        ),
         (
             "[agent]\noutbound_prot = 1",
             "agent.outbound_prot: unknown key; the nearest known key is agent.outbound_port",
@@ -282,6 +326,8 @@ def test_directory_is_one_problem(tmp_path: Path) -> None:
 def test_every_number_is_bounded_on_both_sides() -> None:
     for section, field in Config.model_fields.items():
         model = field.annotation
+        if repeated_model(model) is not None:
+            continue
         assert model is not None
         for name, key in model.model_fields.items():
             if key.annotation is int:
