@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxy.core.model import ANY_GROUP, Instance, ServiceKey, ServiceTable
+from proxy.core.model import ANY_GROUP, DRAIN, MAINT, Instance, ServiceKey, ServiceTable
 from proxy.wire.moa import Route
 
 PRE_PROP = "moa.env.pre"
@@ -17,7 +17,6 @@ PRE_PROP = "moa.env.pre"
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 SPILL_SHARE = 0.5
-DRAIN, MAINT = "drain", "maint"
 _CACHED_ROUTES = 4096
 
 

@@ -189,7 +189,7 @@ class Service:
     # What requests have shown
 
     def begin(self, node: Node, now_s: float) -> None:
-        """A request was given to an instance; `end` when it no longer is there."""
+        """A request is given to an instance: `node.in_flight` is one more until it is over."""
         node.in_flight += 1
         if self.health.is_troubled:
             self.health.begin(node.address, now_s)

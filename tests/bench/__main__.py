@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.bench import simulation
 from tests.bench.measure import (
     LoadShape,
     connect_costs,
@@ -48,6 +49,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument(
         "--paths", nargs="+", default=[], help="only paths that contain one of these"
+    )
+    parser.add_argument(
+        "--simulate", action="store_true", help="only the simulation of balancing: needs no root"
     )
     parser.add_argument(
         "--realtime",
@@ -100,6 +104,9 @@ def say(*words: str) -> None:
 
 def main() -> int:
     options = arguments()
+    if options.simulate:
+        print(simulation.report())
+        return 0
     if os.geteuid() != 0:
         say("needs root: it makes network namespaces and loads BPF programs")
         return 1

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 
 from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
+from proxy.core.policy import DEFAULT_POLICY, Policies, ServicePolicy
 from proxy.core.routing import Router
 from proxy.net.forward import Forwarder, ForwardSettings
 from proxy.net.lane import LaneSettings
@@ -251,12 +252,18 @@ def table_of(uri: str, *addresses: Address) -> ServiceTable:
 
 
 def forwarder_of(
-    table: ServiceTable, pool: PoolSettings | None = None, timeout_s: float = WITHIN_S
+    table: ServiceTable,
+    pool: PoolSettings | None = None,
+    timeout_s: float = WITHIN_S,
+    policy: ServicePolicy = DEFAULT_POLICY,
 ) -> Forwarder:
     made = Forwarder(
         asyncio.get_running_loop(),
         ForwardSettings(
-            timeout_s=timeout_s, max_body_bytes=LIMITS.max_element, pool=pool or pool_settings()
+            timeout_s=timeout_s,
+            max_body_bytes=LIMITS.max_element,
+            pool=pool or pool_settings(),
+            policies=Policies(policy),
         ),
         Router(zone="", default_group="*", pre=False),
         Metrics(),

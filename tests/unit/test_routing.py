@@ -126,3 +126,30 @@ def test_router_sees_with_the_eyes_of_a_caller_from_another_zone() -> None:
 
     assert (nearest(None), nearest("b"), nearest("a")) == ([1], [2], [1])
     assert nearest("") == [1, 2, 3], "a caller without a zone has no preference"
+
+
+def marked(port: int, *marks: str, pre: bool = False) -> Instance:
+    return Instance(Address("10.0.0.1", port), pre=pre, marks=frozenset(marks))
+
+
+def test_instance_in_maintenance_is_never_reached() -> None:
+    found = candidates(table(any=[marked(1), marked(2, "maint"), marked(3, "mesh")]), route())
+    assert ports(found.instances) == [1, 3]
+    assert found.reserve == ()
+    assert candidates(table(any=[marked(2, "maint")]), route()).instances == ()
+
+
+def test_drained_instances_are_a_reserve_until_no_other_is_left() -> None:
+    found = candidates(table(any=[marked(1), marked(2, "drain")]), route())
+    assert (ports(found.instances), ports(found.reserve)) == ([1], [2])
+    assert found.steps[-1] == "drain: 1 kept in reserve"
+    found = candidates(table(any=[marked(1, "maint"), marked(2, "drain")]), route())
+    assert ports(found.instances) == [2]
+
+
+def test_ordinary_caller_gets_a_drained_instance_rather_than_pre() -> None:
+    both = table(any=[marked(1, "drain"), marked(2, pre=True)])
+    assert ports(candidates(both, route()).instances) == [1]
+    found = candidates(both, route(moa_env_pre="1"))
+    assert ports(narrow(found, found.instances)) == [2]
+    assert ports(found.reserve) == [1]
