@@ -18,6 +18,7 @@ import structlog
 from proxy.core.known import KnownInstances
 from proxy.core.model import Address, PeerAgent, ServiceTable
 from proxy.core.routing import Router
+from proxy.net.checker import Checker
 from proxy.net.door import Door, DoorSettings
 from proxy.net.forward import Forwarder, ForwardSettings
 from proxy.net.front import Front
@@ -120,15 +121,17 @@ class ProxyApp:
         self._shut = False
         self._draining = False
         self._empty = asyncio.Event()
+        rand = rand or random.Random()
         router = Router(zone=settings.zone, default_group=settings.default_group, pre=settings.pre)
         self.forwarder = Forwarder(
             self._loop,
             settings.forward,
             router,
             self.metrics,
-            rand or random.Random(),
+            rand,
             self._source_for,
         )
+        self._checker = Checker(self.forwarder, rand)
         self._front = Front(settings.session, self.forwarder, self._on_session_end)
         self._door = Door(self._loop, settings.door, self.metrics, self.sessions, caller_of)
         self._door.serve = self._serve_caller
@@ -159,6 +162,7 @@ class ProxyApp:
                 self._acceptors.append(acceptor)
         self._gate.open(self.listeners)
         self._door.open()
+        self._checker.start()
 
     def _listen(self) -> Listeners:
         outbound, inbound = self.settings.outbound_port, self.settings.inbound_port
@@ -307,6 +311,7 @@ class ProxyApp:
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
+        self._checker.close()
         for session in list(self.sessions.values()):
             session.close()
         self.forwarder.close()

@@ -219,6 +219,13 @@ class Service:
         node.latency.observe(now_s - begun_s, now_s)
         self.failed(node, begun_s, now_s, "no reply before the deadline")
 
+    def pinged(self, address: Address, now_s: float, *, is_answered: bool) -> None:
+        """An active check of an address ended."""
+        ejections = self.health.ejections
+        self.health.record_ping(address, now_s, is_answered=is_answered)
+        if self.health.ejections != ejections:
+            self.node(address).latency.forget()
+
 
 class Services:
     """The services that were routed to, by URI."""

@@ -136,6 +136,14 @@ class Pool:
         else:
             self.discard(upstream)
 
+    def give_up(self, upstream: Upstream) -> None:
+        """Take back the place of a PING without an answer; close the connection unless
+        requests are on it, whose own deadlines count."""
+        if self._lent[upstream] > 1:
+            self.release(upstream)
+        else:
+            self.discard(upstream)
+
     def discard(self, upstream: Upstream) -> None:
         """Take back a place on a connection that cannot be used again, and close that."""
         self._take_back(upstream)

@@ -46,6 +46,8 @@ class Metrics:
     in_flight: int = 0
     timeouts: int = 0
     late_replies: int = 0
+    pings: int = 0
+    pings_failed: int = 0
     passed_on: int = 0
     spliced: int = 0
     protocol_errors: int = 0
@@ -76,6 +78,8 @@ _COUNTERS = {
     "retried": "attempts on another instance",
     "timeouts": "routed requests whose deadline passed",
     "late_replies": "replies that came after their request's deadline, and were dropped",
+    "pings": "active checks of instances",
+    "pings_failed": "active checks without an answer",
     "passed_on": "commands passed to the address that was dialled",
     "spliced": "connections that were not MOA",
     "protocol_errors": "connections that broke the protocol",
