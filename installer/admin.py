@@ -18,12 +18,14 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from installer.admin_services import explain_route, service_facts
 from installer.client import SOCKET_NAME
 from installer.config import Config
 from proxy.app import ProxyApp
-from proxy.core.model import Instance, PeerAgent, ServiceKey
+from proxy.core.model import PeerAgent
 from proxy.net.served import Served
 from proxy.obs.metrics import exposition
+from proxy.wire.moa import Route
 
 log = structlog.get_logger("admin")
 
@@ -59,6 +61,7 @@ class Admin:
                 web.get("/v1/conns", self._conns),
                 web.get("/v1/services", self._services),
                 web.get("/v1/registry", self._registry),
+                web.get("/v1/explain", self._explain),
                 web.get("/metrics", self._metrics),
             ]
         )
@@ -130,34 +133,25 @@ class Admin:
     async def _services(self, _request: web.Request) -> web.Response:
         table = self._app.forwarder.table.instances_by_key
         return web.json_response(
-            {"services": [self._service(key, table[key]) for key in sorted(table, key=str)]}
+            {
+                "services": [
+                    service_facts(self._app.forwarder, key, table[key])
+                    for key in sorted(table, key=str)
+                ]
+            }
         )
 
-    def _service(self, key: ServiceKey, instances: tuple[Instance, ...]) -> dict[str, Any]:
-        forwarder = self._app.forwarder
-        now_s = forwarder.loop.time()
-        state = forwarder.service(key.uri)
-        return {
-            "uri": key.uri,
-            "group": key.group,
-            "instances": [
-                {
-                    "address": str(i.address),
-                    "weight": i.weight,
-                    "zone": i.zone,
-                    "pre": i.pre,
-                    "protocols": list(i.protocols),
-                    "timeout_ms": i.timeout_ms,
-                    "app": i.app,
-                    "health": state.health.describe(i.address, now_s),
-                    "in_flight": forwarder.load(i.address),
-                }
-                for i in instances
-            ],
-        }
+    async def _explain(self, request: web.Request) -> web.Response:
+        query = request.query
+        uri, group = query.get("service", ""), query.get("group", "")
+        props = [text.partition("=") for text in query.getall("prop", [])]
+        if not uri or not all(sign for _, sign, _ in props):
+            raise web.HTTPBadRequest(reason="expected service=URI and prop=NAME=VALUE")
+        route = Route(uri, group, query.get("method", ""), {k: v for k, _, v in props})
+        return web.json_response(explain_route(self._app.forwarder, route))
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        body = exposition(self._app.metrics, self._app.gauges)
+        body = exposition(self._app.metrics, self._app.gauges, self._app.health_counts)
         return web.Response(body=body, content_type="text/plain", charset="utf-8")
 
 

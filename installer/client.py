@@ -9,8 +9,10 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 SOCKET_NAME = "agent.sock"
 TIMEOUT_S = 5.0
@@ -64,6 +66,14 @@ class AgentClient:
     def services(self) -> dict[str, Any]:
         """`GET /v1/services`."""
         return self.get("/v1/services")
+
+    def explain(
+        self, service: str, group: str, method: str, props: Iterable[str]
+    ) -> dict[str, Any]:
+        """`GET /v1/explain`; each of `props` is `name=value`."""
+        query = [("service", service), ("group", group), ("method", method)]
+        query += [("prop", prop) for prop in props]
+        return self.get(f"/v1/explain?{urlencode(query)}")
 
     def registry(self) -> dict[str, Any]:
         """`GET /v1/registry`."""

@@ -331,6 +331,17 @@ class ProxyApp:
             "instances": len(self.forwarder.table.addresses),
         }
 
+    def health_counts(self) -> Mapping[str, Mapping[str, int]]:
+        """By service, what its health has counted since it was first asked for."""
+        return {
+            service.uri: {
+                "ejections": service.health.ejections,
+                "probes": service.health.probes,
+                "readmissions": service.health.readmissions,
+            }
+            for service in self.forwarder.services
+        }
+
 
 def _listen_if_possible(address: Address) -> socket.socket | None:
     """A node without IPv6 has no ::1; any other refusal is an error."""

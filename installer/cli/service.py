@@ -8,7 +8,7 @@ import click
 
 from installer.cli import registry_access
 from installer.cli.failure import Failure, note
-from installer.cli.output import Table, emit
+from installer.cli.output import Table, duration, emit
 from installer.cli.session import Session, pass_session, shared_options
 from installer.client import AgentNotRunning
 from proxy.core.model import ANY_GROUP, DEFAULT_WEIGHT, Address, Instance, ServiceKey
@@ -46,7 +46,11 @@ def list_services(session: Session) -> None:
 @shared_options
 @pass_session
 def show(session: Session, name: str) -> None:
-    """Show the instances of NAME; NAME#GROUP shows one group."""
+    """Show the instances of NAME; NAME#GROUP shows one group.
+
+    NOW is the weight at this moment, UNTIL how long HEALTH stays at most, LATENCY the recent
+    peak.
+    """
     uri, _, group = name.partition("#")
     source, services = _services(session)
     found = [s for s in services if s["uri"] == uri and (not group or s["group"] == group)]
@@ -54,7 +58,10 @@ def show(session: Session, name: str) -> None:
         text = f"service {name}: the {source} knows none of that name"
         raise Failure(text, "moactl service list")
     rows = [(s["group"], *_instance_row(i)) for s in found for i in s["instances"]]
-    headings = ("GROUP", "ADDRESS", "WEIGHT", "ZONE", "PRE", "PROTOCOLS", "HEALTH", "IN FLIGHT")
+    headings = (
+        "GROUP", "ADDRESS", "WEIGHT", "NOW", "ZONE", "PRE", "MARKS", "PROTOCOLS", "HEALTH",
+        "UNTIL", "WHY", "LATENCY", "IN FLIGHT",
+    )  # fmt: skip
     table = Table(headings, rows, title=uri, empty="no instances")
     emit(session, "service.show/1", {"source": source, "services": found}, table)
 
@@ -162,7 +169,12 @@ def _say_why_none(registry: dict[str, Any]) -> None:
 def _from_registry(session: Session) -> list[dict[str, Any]]:
     snapshot = registry_access.read(session.config())
     return [
-        {"uri": key.uri, "group": key.group, "instances": [_instance(i) for i in instances]}
+        {
+            "uri": key.uri,
+            "group": key.group,
+            "counts": None,
+            "instances": [_instance(i) for i in instances],
+        }
         for key, instances in snapshot.instances_by_key.items()
     ]
 
@@ -171,20 +183,32 @@ def _instance(instance: Instance) -> dict[str, Any]:
     return {
         "address": str(instance.address),
         "weight": instance.weight,
+        "weight_now": None,
         "zone": instance.zone,
         "pre": instance.pre,
+        "marks": sorted(instance.marks),
         "protocols": list(instance.protocols),
         "timeout_ms": instance.timeout_ms,
         "app": instance.app,
         "health": None,
         "in_flight": None,
+        "latency_ms": None,
     }
 
 
 def _instance_row(instance: dict[str, Any]) -> tuple[object, ...]:
-    names = ("address", "weight", "zone", "pre", "protocols")
+    names = ("address", "weight", "weight_now", "zone", "pre", "marks", "protocols")
     values = [instance.get(name) for name in names]
-    return (*values, _health(instance), instance.get("in_flight"))
+    health = instance.get("health") or {}
+    until_s, latency_ms = health.get("until_s"), instance.get("latency_ms")
+    return (
+        *values,
+        _health(instance),
+        duration(until_s),
+        health.get("why"),
+        None if latency_ms is None else f"{latency_ms:.1f} ms",
+        instance.get("in_flight"),
+    )
 
 
 def _health(instance: dict[str, Any]) -> str | None:

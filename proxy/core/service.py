@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Set
 
 from proxy.core.balancer import NOBODY, Choices, Node, Place, pick
-from proxy.core.health import HealthBook
+from proxy.core.health import HealthBook, slow_start_share
 from proxy.core.latency import Quantile, Typical
 from proxy.core.model import Address, Instance, ServiceTable
 from proxy.core.policy import Balance, Policies, ServicePolicy, method_matcher
@@ -100,6 +100,13 @@ class Service:
         for address in self._nodes.keys() - listed:
             del self._nodes[address]
         self.health.retain(listed)
+
+    def share(self, address: Address, now_s: float) -> float:
+        """The share of its weight that an instance has: 0 while it is ejected."""
+        if self.health.is_ejected(address):
+            return 0.0
+        since_s = self.health.slow_since_s(address, now_s)
+        return 1.0 if since_s is None else slow_start_share(self.policy.health, since_s, now_s)
 
     # Choosing
 
@@ -244,16 +251,16 @@ class Services:
         """The state of a service, made when it is first asked for."""
         service = self._by_uri.get(uri)
         if service is None:
-            service = Service(uri, self._policies.of(uri), now_s, self._rand)
-            self._by_uri[uri] = service
+            service = self._by_uri[uri] = self.fresh(uri, now_s)
         return service
+
+    def fresh(self, uri: str, now_s: float) -> Service:
+        """The state that a service begins with; it is not kept."""
+        return Service(uri, self._policies.of(uri), now_s, self._rand)
 
     def known(self, uri: str) -> Service | None:
         """The state of a service, if there is any."""
         return self._by_uri.get(uri)
-
-    def policy(self, uri: str) -> ServicePolicy:
-        return self._policies.of(uri)
 
     def update(self, table: ServiceTable) -> None:
         """A new table counts."""

@@ -92,11 +92,35 @@ _COUNTERS = {
     "peer_refused": "such connections refused: of a stranger, or too many",
 }
 
+_SERVICE_COUNTERS = {
+    "requests": "routed requests by service",
+    "failed": "requests the agent answered with an error",
+    "transport_failures": "attempts that failed on the way, or were answered with ec 303, 304, 504",
+    "retried": "attempts on another instance after one that was not sent",
+    "resent": "idempotent requests sent a second time after a failure",
+    "hedges": "idempotent requests sent a second time because the first took long",
+    "hedges_won": "hedges that were answered first",
+    "budget_exhausted": "requests not sent a second time for want of retry budget",
+    "capped": "requests refused at once because too many were under way",
+}
+
+_HEALTH_COUNTERS = {
+    "ejections": "instances left out after transport failures or unanswered PINGs",
+    "probes": "requests that probed a half-open instance",
+    "readmissions": "instances taken back",
+}
+
 
 class _Exposition(Collector):
-    def __init__(self, metrics: Metrics, gauges: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        gauges: Callable[[], Mapping[str, float]],
+        health: Callable[[], Mapping[str, Mapping[str, int]]],
+    ) -> None:
         self._metrics = metrics
         self._gauges = gauges
+        self._health = health
 
     def collect(self) -> Iterator[Metric]:
         for name, help_text in _COUNTERS.items():
@@ -106,21 +130,32 @@ class _Exposition(Collector):
         )
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(f"moa_{name}", name.replace("_", " "), value)
-        requests = CounterMetricFamily(
-            "moa_service_requests", "routed requests by service", labels=["service"]
+        yield from _by_service(
+            _SERVICE_COUNTERS,
+            {
+                uri: {name: getattr(counts, name) for name in _SERVICE_COUNTERS}
+                for uri, counts in self._metrics.services.items()
+            },
         )
-        failed = CounterMetricFamily(
-            "moa_service_failed", "requests the agent answered with an error", labels=["service"]
-        )
-        for uri, counts in self._metrics.services.items():
-            requests.add_metric([uri], counts.requests)
-            failed.add_metric([uri], counts.failed)
-        yield requests
-        yield failed
+        yield from _by_service(_HEALTH_COUNTERS, self._health())
 
 
-def exposition(metrics: Metrics, gauges: Callable[[], Mapping[str, float]]) -> bytes:
+def _by_service(
+    texts: Mapping[str, str], counts_by_uri: Mapping[str, Mapping[str, int]]
+) -> Iterator[Metric]:
+    for name, text in texts.items():
+        family = CounterMetricFamily(f"moa_service_{name}", text, labels=["service"])
+        for uri, counts in counts_by_uri.items():
+            family.add_metric([uri], counts[name])
+        yield family
+
+
+def exposition(
+    metrics: Metrics,
+    gauges: Callable[[], Mapping[str, float]],
+    health: Callable[[], Mapping[str, Mapping[str, int]]],
+) -> bytes:
     """The Prometheus text of everything that is counted."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Exposition(metrics, gauges))
+    registry.register(_Exposition(metrics, gauges, health))
     return generate_latest(registry)

@@ -31,8 +31,11 @@ class Agent:
         assert done.returncode == 0, f"moactl {argv}: {done.returncode}: {done.stderr}"
         return json.loads(done.stdout)
 
+    def client(self) -> AgentClient:
+        return AgentClient.of(self.node.directory / "run")
+
     def status(self) -> dict[str, Any]:
-        return AgentClient.of(self.node.directory / "run").status()
+        return self.client().status()
 
     def threads(self) -> int:
         """Threads of its process now."""

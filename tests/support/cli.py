@@ -58,6 +58,7 @@ def answering_agent(directory: Path) -> Iterator[None]:
         "/v1/status": documented.example("status")["agent"],
         "/v1/conns": {"conns": documented.example("conns")["conns"]},
         "/v1/services": {"services": documented.example("service list")["services"]},
+        "/v1/explain": documented.example("route explain"),
         "/v1/registry": documented.example("registry status")["registry"],
     }
     raw = {path: http_answer(json.dumps(answer).encode()) for path, answer in answers.items()}

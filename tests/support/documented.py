@@ -9,7 +9,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
-_FREE_MAPS = (".counters", ".config")
+_FREE_MAPS = (".counters", ".config", ".props")
 """Objects whose keys are data; the example shows some of them."""
 
 

@@ -28,7 +28,8 @@ def serving(path: Path, answers: Mapping[str, bytes]) -> Iterator[None]:
             request = self.rfile.readline().split()
             while self.rfile.readline().strip():
                 pass
-            raw = answers.get(request[1].decode(), http_answer(b'{"error": "none"}', "404 X"))
+            path = request[1].decode().partition("?")[0]
+            raw = answers.get(path, http_answer(b'{"error": "none"}', "404 X"))
             if raw:
                 self.wfile.write(raw)
             else:

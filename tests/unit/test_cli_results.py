@@ -32,6 +32,7 @@ def test_answers_of_an_agent_in_the_documented_form(agent: None, config: Path) -
         ("conns", []),
         ("service list", []),
         ("service show", ["/service/demo"]),
+        ("route explain", ["--service", "/service/demo", "--prop", "hashid=7"]),
         ("registry status", []),
     ):
         assert_as_documented(command, as_json("-c", config, *command.split(), *argv))
@@ -41,7 +42,10 @@ def test_answers_of_an_agent_as_tables(agent: None, config: Path) -> None:
     assert "10.0.0.2:5000  /service/demo" in moactl("-c", config, "conns").stdout
     assert "/service/demo  *      1          1" in moactl("-c", config, "service", "list").stdout
     shown = moactl("-c", config, "service", "show", "/service/demo").stdout
-    assert "10.0.0.2:5000  100     -     no   resp       healthy  0" in shown
+    assert "10.0.0.2:5000  100     100.0  -     no   -      resp       healthy  -" in shown
+    told = moactl("-c", config, "route", "explain", "--service", "/service/demo").stdout
+    assert "1     /service/demo: 2 registered" in told
+    assert "10.0.0.2:5000  -     100.0%" in told
     registry = moactl("-c", config, "registry", "status").stdout
     assert "members left out: 1" in registry
     assert "host 'app' is a name" in registry
@@ -110,3 +114,9 @@ def test_silent_redis_fails_within_its_deadline_and_shows_no_password(
     result = moactl("-c", path, "service", "register", "/service/demo", "10.0.0.9:5000")
     assert result.exit_code == 1
     assert "s3cret" not in result.output
+
+
+@pytest.mark.parametrize("argv", [["--prop", "x"], ["--group", "b", "--service", "/s#c"], []])
+def test_route_explain_says_how_it_is_used(config: Path, argv: list[str]) -> None:
+    given = argv if "--service" in argv or not argv else [*argv, "--service", "/s"]
+    assert moactl("-c", config, "route", "explain", *given).exit_code == 2
