@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_AT_ONCE = 64
 TICK_S = 0.1
 REFRESH_S = 2.0
+STALL_S = 0.25
+"""A timer that is so late tells of us and not of the instance."""
 
 
 class Checker:
@@ -119,9 +121,13 @@ class _Check:
         self._end(is_answered=False)
 
     def _expire(self) -> None:
-        if not self._is_over:
-            self._let_go()
-            self._end(is_answered=False)
+        if self._is_over:
+            return
+        if self._forwarder.loop.time() - self._timer.when() > STALL_S:
+            self.cancel()  # We stood still; the answer may be there, unread.
+            return
+        self._let_go()
+        self._end(is_answered=False)
 
     def cancel(self) -> None:
         """End it without a verdict."""

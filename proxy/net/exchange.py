@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 MAX_UNSENT_RETRIES = 3
 """Instances that may turn out to be dead before a request gives up; none of them saw it."""
 
+STALL_S = 0.5
+"""A timer that is so late tells of us and not of the instance."""
+
 OutcomeCallback = Callable[[Outcome], None]
 
 _NOT_TRIED = Unavailable("no instance")
@@ -301,8 +304,10 @@ class Exchange:
         forwarder.metrics.timeouts += 1
         where = f" from {self.instance.address}" if self.instance else ""
         sent = self._sent_on is not None or self._last is not None
-        if self._node is not None:
-            self._service.timed_out(self._node, self._begun_s, forwarder.loop.time())
+        now_s = forwarder.loop.time()
+        # A loop that stood still (SIGSTOP, a frozen machine) may not have read the reply.
+        if self._node is not None and now_s - self._deadline_s < STALL_S:
+            self._service.timed_out(self._node, self._begun_s, now_s)
             self._counts.transport_failures += 1
         self._let_go()
         detail = "no reply" if sent else "no connection"

@@ -27,7 +27,8 @@ PLAIN, HEDGED = "/service/plain", "/service/hedged"
 FAILOVER = f"""
 [failover]
 idempotent = ["get*"]
-ping_interval_ms = 500
+ping_interval_ms = 300
+ping_timeout_ms = 300
 slow_start_s = 2
 [[service]]
 uri = "{PLAIN}"

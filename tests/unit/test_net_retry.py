@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -268,4 +269,15 @@ async def test_every_count_is_back_to_nothing_when_the_table_goes(servers: list[
     call.exchange.cancel()
     assert service.in_flight == 0
     assert all(node.in_flight == 0 for node in nodes)
+    forwarder.close()
+
+
+async def test_a_loop_that_stood_still_blames_no_instance(servers: list[Server]) -> None:
+    forwarder = forwarder_of(table_of(URI, servers[0].address), timeout_s=0.05)
+    call = Call(forwarder)
+    await (await next_connection(servers, set())).command()
+    time.sleep(0.7)
+    await until(lambda: call.replies)
+    assert call.ec == Ec.TIMEOUT
+    assert not forwarder.service(URI).health.is_troubled
     forwarder.close()
