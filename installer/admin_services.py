@@ -34,7 +34,7 @@ def _instance_facts(
     forwarder: Forwarder, service: Service | None, instance: Instance, now_s: float
 ) -> dict[str, Any]:
     address = instance.address
-    latency_s = service.node(address).latency.value_s if service else 0.0
+    latency_s = service.node(address).latency_s if service else 0.0
     return {
         "address": str(address),
         "weight": instance.weight,

@@ -194,8 +194,8 @@ class Routing(Section):
         5000,
         ge=1,
         le=600_000,
-        description="For a request to an instance without a timeout of its own; "
-        "what a request says is not read.",
+        description="For a request without the property moa.timeout, to an instance and of a "
+        "service without a timeout of their own.",
     )
     connect_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="For a connection to an instance."

@@ -1,7 +1,7 @@
-"""Power of two choices on latency and requests in flight, weighted, with slow start.
+"""Power of two choices on slowness and requests in flight, weighted, with slow start.
 
 The first choice is drawn by weight, the second evenly among the others. The second wins when
-a request is expected to take clearly less time there: latency × (1 + load for its weight).
+a request is expected to take clearly less time there: slowness × (1 + load for its weight).
 A draw by weight keeps an idle set in proportion; "clearly" keeps noise from moving traffic.
 """
 
@@ -13,27 +13,28 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from proxy.core.health import slow_start_share
-from proxy.core.latency import PeakEwma
+from proxy.core.latency import Slowness
 from proxy.core.model import Address, Instance
 from proxy.core.policy import HealthPolicy
 
 _DRAWS = 8
 _CLEARLY = 1.25
-_LATENCY_FLOOR_S = 0.001
-"""Added to every latency: less than that is noise of this node, and no reason to move."""
-
+_TOLERATED = 1.6
+"""Slowness up to this is noise: more than one slow reply must have been seen."""
 NOBODY: frozenset[Address] = frozenset()
 
 
 class Node:
     """What one service's requests have shown of one address."""
 
-    __slots__ = ("address", "hint", "in_flight", "latency")
+    __slots__ = ("address", "hint", "in_flight", "latency_s", "slowness")
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.in_flight = 0
-        self.latency = PeakEwma()
+        self.slowness = Slowness()
+        self.latency_s = 0.0
+        """A moving average, for people to look at; 0 when nothing was seen."""
         self.hint = 0.0
         """The load that the instance itself reported last, as a share of what it can take."""
 
@@ -67,14 +68,13 @@ class Choices:
 
 def pick(
     choices: Choices,
-    typical_s: float,
     now_s: float,
     rand: random.Random,
     exclude: frozenset[Address] = NOBODY,
 ) -> Place | None:
     """One place that is not excluded, or None when there is none.
 
-    `typical_s` is the latency of the service as a whole. An instance of weight 0 is drained:
+    An instance of weight 0 is drained:
     it is picked only when all have weight 0. Constant time, except when most are excluded.
     """
     places = choices.places
@@ -91,20 +91,16 @@ def pick(
         return first
     if choices.slow and rand.random() >= choices.share(second.node.address, now_s):
         return first
-    return second if _is_clearly_better(second, first, choices, typical_s, now_s) else first
+    return second if _is_clearly_better(second, first, choices, now_s) else first
 
 
-def _is_clearly_better(
-    one: Place, other: Place, choices: Choices, typical_s: float, now_s: float
-) -> bool:
+def _is_clearly_better(one: Place, other: Place, choices: Choices, now_s: float) -> bool:
     a, b = one.node, other.node
     mean = choices.mean_weight
     a_cost = 1 + a.in_flight * mean / (one.instance.weight or 1)
     b_cost = 1 + b.in_flight * mean / (other.instance.weight or 1)
-    # Of an instance that has not answered yet only the load is known.
-    if a.latency.value_s and b.latency.value_s:
-        a_cost *= a.latency.estimate_s(typical_s, now_s) + _LATENCY_FLOOR_S
-        b_cost *= b.latency.estimate_s(typical_s, now_s) + _LATENCY_FLOOR_S
+    a_cost *= max(1.0, a.slowness.estimate(now_s) / _TOLERATED)
+    b_cost *= max(1.0, b.slowness.estimate(now_s) / _TOLERATED)
     if a.hint or b.hint:
         a_cost *= 1 + a.hint
         b_cost *= 1 + b.hint

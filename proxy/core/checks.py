@@ -37,7 +37,7 @@ class Target:
         services = self.services.values()
         if any(service.health.is_ejected(address) for service in services):
             return True
-        heard_s = max(service.node(address).latency.seen_s for service in services)
+        heard_s = max(service.node(address).slowness.seen_s for service in services)
         return now_s - heard_s >= self.interval_s
 
 

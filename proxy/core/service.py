@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Set
 
 from proxy.core.balancer import NOBODY, Choices, Node, Place, pick
 from proxy.core.health import HealthBook, slow_start_share
-from proxy.core.latency import Quantile, Typical
+from proxy.core.latency import Quantile, Usual
 from proxy.core.model import Address, Instance, ServiceTable
 from proxy.core.policy import Balance, Policies, ServicePolicy, method_matcher
 from proxy.core.retry import RetryBudget
@@ -22,6 +22,7 @@ HASH_PROP = "hashid"
 """The public property that names what a consistent hash is made of."""
 
 _MAX_PLANS = 64
+_SHOWN_STEP = 0.1
 
 
 class Plan:
@@ -61,9 +62,9 @@ class Service:
         "in_flight",
         "p95",
         "policy",
-        "typical",
         "uri",
         "used_s",
+        "usual",
     )
 
     def __init__(self, uri: str, policy: ServicePolicy, now_s: float, rand: random.Random) -> None:
@@ -71,8 +72,8 @@ class Service:
         self.policy = policy
         self.health = HealthBook(rand, policy.health)
         self.budget = RetryBudget(now_s, share=policy.retry_share, per_s=policy.retry_per_s)
-        self.typical = Typical()
-        self.p95: Quantile | None = Quantile() if policy.hedge else None
+        self.usual = Usual()
+        self.p95: Quantile | None = Quantile(0.95) if policy.hedge else None
         self.in_flight = 0
         self.used_s = now_s
         """When a request last began: services without any are not checked."""
@@ -128,7 +129,7 @@ class Service:
             choices = plan.well
         elif self.policy.balance is Balance.HASH and (key := props.get(HASH_PROP)):
             return self._choose_by_hash(plan, key)
-        place = pick(choices, self.typical.value_s, now_s, self._rand, tried)
+        place = pick(choices, now_s, self._rand, tried)
         if place is not None and place.node.in_flight < self.policy.max_in_flight_instance:
             return place
         return self._choose_in_need(plan, tried)
@@ -201,11 +202,11 @@ class Service:
         if self.health.is_troubled:
             self.health.begin(node.address, now_s)
 
-    def succeeded(self, node: Node, begun_s: float, now_s: float) -> None:
+    def succeeded(self, node: Node, method: str, begun_s: float, now_s: float) -> None:
         """A reply came that is no transport failure."""
         latency_s = now_s - begun_s
-        node.latency.observe(latency_s, now_s)
-        self.typical.observe(latency_s)
+        node.slowness.observe(self.usual.observe(method, latency_s), now_s)
+        node.latency_s += (latency_s - node.latency_s) * (_SHOWN_STEP if node.latency_s else 1.0)
         if self.p95 is not None:
             self.p95.observe(latency_s)
         if self.health.is_troubled:
@@ -219,11 +220,15 @@ class Service:
         self.health.record_failure(node.address, now_s, begun_s, why, is_refused=is_refused)
         if self.health.ejections != ejections:
             # Back again, it is judged by what it does then.
-            node.latency.forget()
+            node.slowness.forget()
 
-    def timed_out(self, node: Node, begun_s: float, now_s: float) -> None:
-        """No reply until the deadline: a failure, and a latency of at least that."""
-        node.latency.observe(now_s - begun_s, now_s)
+    def lagged(self, node: Node, method: str, begun_s: float, now_s: float) -> None:
+        """No reply yet, and nobody waits for it any more: it takes at least so long."""
+        node.slowness.observe(self.usual.ratio(method, now_s - begun_s), now_s)
+
+    def timed_out(self, node: Node, method: str, begun_s: float, now_s: float) -> None:
+        """No reply until the deadline: a failure, and slow."""
+        self.lagged(node, method, begun_s, now_s)
         self.failed(node, begun_s, now_s, "no reply before the deadline")
 
     def pinged(self, address: Address, now_s: float, *, is_answered: bool) -> None:
@@ -231,7 +236,7 @@ class Service:
         ejections = self.health.ejections
         self.health.record_ping(address, now_s, is_answered=is_answered)
         if self.health.ejections != ejections:
-            self.node(address).latency.forget()
+            self.node(address).slowness.forget()
 
 
 class Services:

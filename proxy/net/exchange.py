@@ -238,7 +238,7 @@ class Exchange:
             service.failed(node, self._begun_s, now_s, f"replied ec {reply.ec}")
             self._counts.transport_failures += 1
         else:
-            service.succeeded(node, self._begun_s, now_s)
+            service.succeeded(node, self._request.route.method, self._begun_s, now_s)
         # First: the client's next request, which the reply may set off, can use it again.
         pool.release(upstream)
         if self._done:
@@ -307,7 +307,7 @@ class Exchange:
         now_s = forwarder.loop.time()
         # A loop that stood still (SIGSTOP, a frozen machine) may not have read the reply.
         if self._node is not None and now_s - self._deadline_s < STALL_S:
-            self._service.timed_out(self._node, self._begun_s, now_s)
+            self._service.timed_out(self._node, self._request.route.method, self._begun_s, now_s)
             self._counts.transport_failures += 1
         self._let_go()
         detail = "no reply" if sent else "no connection"
@@ -344,7 +344,7 @@ class Exchange:
             if self._node is not None:
                 # It takes at least so long: the balancer is to know.
                 now_s = self._forwarder.loop.time()
-                self._node.latency.observe(now_s - self._begun_s, now_s)
+                self._service.lagged(self._node, self._request.route.method, self._begun_s, now_s)
             self._let_go()
             self._counts.hedges_won += 1
             self._forwarder.metrics.ok += 1

@@ -91,7 +91,8 @@ class Hedge:
         if is_failure:
             self._fail(f"replied ec {reply.ec}", is_refused=reply.is_unsent)
         else:
-            self._service.succeeded(self._node, self._begun_s, self._forwarder.loop.time())
+            method, now_s = self._request.route.method, self._forwarder.loop.time()
+            self._service.succeeded(self._node, method, self._begun_s, now_s)
         self._pool.release(upstream)
         self._end(None if is_failure else reply)
 

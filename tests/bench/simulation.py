@@ -60,9 +60,9 @@ class Agent:
         node = self._service.node(_address(number))
         node.in_flight -= 1
         if is_ok:
-            self._service.succeeded(node, begun_s, now_s)
+            self._service.succeeded(node, "m", begun_s, now_s)
         else:
-            self._service.timed_out(node, begun_s, now_s)
+            self._service.timed_out(node, "m", begun_s, now_s)
 
 
 class LeastLoaded:

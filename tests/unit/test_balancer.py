@@ -37,9 +37,8 @@ def pick(
     rand: random.Random,
     exclude: frozenset[Address] = frozenset(),
     now_s: float = 0.0,
-    typical_s: float = 0.0,
 ) -> Instance | None:
-    place = balancer.pick(choices, typical_s, now_s, rand, exclude)
+    place = balancer.pick(choices, now_s, rand, exclude)
     return None if place is None else place.instance
 
 
@@ -90,7 +89,7 @@ def simulate(instances: tuple[Instance, ...], service_ticks: dict[int, int]) -> 
         for node in ends.pop(tick, []):
             node.in_flight -= 1
         for _ in range(2):
-            chosen = balancer.pick(choices, 0.0, 0.0, rand)
+            chosen = balancer.pick(choices, 0.0, rand)
             assert chosen is not None
             counts[chosen.node.address.port] += 1
             chosen.node.in_flight += 1
@@ -152,23 +151,14 @@ def test_one_request_in_flight_decides_between_two_equals() -> None:
 
 
 def test_slow_instance_is_avoided_and_tried_again() -> None:
-    """Its estimate fades towards what is typical once nobody asks it."""
+    """Its estimate fades towards what is usual once nobody asks it."""
     two = members(1, 1)
     choices, rand = choices_of(two), random.Random(6)
-    for place, latency_s in zip(choices.places, (0.050, 0.005), strict=True):
-        place.node.latency.observe(latency_s, 10.0)
-    assert {pick(choices, rand, now_s=10.0, typical_s=0.005) for _ in range(100)} == {two[1]}
-    later = {pick(choices, rand, now_s=20.0, typical_s=0.005) for _ in range(100)}
+    for place, slowness in zip(choices.places, (10.0, 1.0), strict=True):
+        place.node.slowness.value, place.node.slowness.seen_s = slowness, 10.0
+    assert {pick(choices, rand, now_s=10.0) for _ in range(100)} == {two[1]}
+    later = {pick(choices, rand, now_s=20.0) for _ in range(100)}
     assert later == set(two)
-
-
-def test_noise_below_a_millisecond_moves_nothing() -> None:
-    two = members(1, 1)
-    choices, rand = choices_of(two), random.Random(7)
-    for place, latency_s in zip(choices.places, (0.0003, 0.0005), strict=True):
-        place.node.latency.observe(latency_s, 0.0)
-    counts = Counter(pick(choices, rand, typical_s=0.0004) for _ in range(PICKS))
-    assert counts[two[0]] / PICKS == pytest.approx(0.5, abs=0.02)
 
 
 def test_load_that_an_instance_reports_counts() -> None:

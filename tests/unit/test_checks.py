@@ -52,12 +52,12 @@ def test_busy_instances_are_left_alone_unless_they_are_ejected() -> None:
     schedule = CheckSchedule(random.Random(1))
     schedule.refresh(table, services, 1000.0)
     for port in (0, 1):
-        service.node(Address("10.0.0.1", port)).latency.observe(0.001, 1003.0)
+        service.node(Address("10.0.0.1", port)).slowness.observe(1.0, 1003.0)
     assert collect(schedule, 1000.0, 1003.0) == []
     node = service.node(Address("10.0.0.1", 1))
     service.failed(node, 1003.0, 1003.0, "refused", is_refused=True)
-    node.latency.observe(0.001, 1004.9)
-    service.node(Address("10.0.0.1", 0)).latency.observe(0.001, 1005.0)
+    node.slowness.observe(1.0, 1004.9)
+    service.node(Address("10.0.0.1", 0)).slowness.observe(1.0, 1005.0)
     assert {t.instance.address.port for t in collect(schedule, 1003.0, 1005.5)} == {1}
 
 

@@ -53,7 +53,7 @@ def test_ejected_is_left_out_and_comes_back_slowly() -> None:
     service.begin(node, 11.0)
     assert shares(service, found, 11.0) == {2: 1.0}
     node.in_flight -= 1
-    service.succeeded(node, 11.0, 11.001)
+    service.succeeded(node, "m", 11.0, 11.001)
     begun = [shares(service, found, now_s).get(1, 0.0) for now_s in (11.1, 26.0, 41.1)]
     assert begun == sorted(begun)
     assert 0.02 < begun[0] < 0.2
@@ -153,3 +153,29 @@ def test_a_new_table_forgets_who_left() -> None:
     services.update(ServiceTable())
     assert list(services) == []
     assert services.known(URI) is None
+
+
+def test_slow_method_makes_its_instance_no_slower_than_another() -> None:
+    """Instances are compared by what is usual for each method."""
+    one, two = instance(1), instance(2)
+    service, found = service_of(), found_of(one, two)
+    nodes = [service.node(i.address) for i in (one, two)]
+    for tick in range(100):
+        service.succeeded(nodes[tick % 2], "quick", tick, tick + 0.001)
+    for _ in range(5):
+        service.succeeded(nodes[0], "slow", 98.5, 100.0)
+    service.succeeded(nodes[0], "quick", 100.0, 100.001)
+    assert 0.4 < shares(service, found, 100.0)[1] < 0.6
+    for _ in range(10):
+        service.succeeded(nodes[0], "quick", 100.0, 100.02)
+    assert shares(service, found, 100.1) == {2: 1.0}
+
+
+def test_one_hiccup_moves_nothing() -> None:
+    one, two = instance(1), instance(2)
+    service, found = service_of(), found_of(one, two)
+    nodes = [service.node(i.address) for i in (one, two)]
+    for tick in range(100):
+        service.succeeded(nodes[tick % 2], "m", tick, tick + 0.005)
+    service.succeeded(nodes[0], "m", 100.0, 100.05)
+    assert shares(service, found, 100.5)[1] > 0.4
