@@ -152,8 +152,11 @@ def crowd(host: str, look: Callable[[str], None]) -> dict[str, Any]:
 
 
 def test_ten_thousand_connections_at_once(mesh: Mesh, measured: Measured) -> None:
-    # The pool's queue is the bound that this test is not about.
-    agent = mesh.start_agent("[limits]\npool_queue = 20000\n[routing]\ntimeout_ms = 30000")
+    # The pool's queue and the caps are bounds that this test is not about.
+    agent = mesh.start_agent(
+        "[limits]\npool_queue = 20000\n[routing]\ntimeout_ms = 30000\n"
+        "[failover]\nmax_in_flight = 20000\nmax_in_flight_instance = 20000"
+    )
     process = psutil.Process(agent.process.pid)
     before = process.memory_info().rss
     # Two descriptors are kept for each connection; beyond, connections go direct.
