@@ -281,7 +281,7 @@ class Exchange:
             max_retries=service.policy.retries,
         ):
             return False
-        self._candidates = self._forwarder.candidates(route)
+        self._candidates = self._forwarder.candidates(route, self._zone)
         place = service.choose(self._candidates, route.props, now_s, self._tried)
         if place is None or not self._take_budget(now_s):
             return False
