@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from proxy.core.balancer import Node
 from proxy.core.explain import effective_weight, explain
 from proxy.core.model import Instance, ServiceKey
 from proxy.core.service import Service
@@ -34,7 +35,8 @@ def _instance_facts(
     forwarder: Forwarder, service: Service | None, instance: Instance, now_s: float
 ) -> dict[str, Any]:
     address = instance.address
-    latency_s = service.node(address).latency_s if service else 0.0
+    node = service.node(address) if service else Node(address)
+    slowness = node.slowness.estimate(now_s)
     return {
         "address": str(address),
         "weight": instance.weight,
@@ -47,7 +49,8 @@ def _instance_facts(
         "app": instance.app,
         "health": service.health.describe(address, now_s) if service else _HEALTHY,
         "in_flight": forwarder.load(address),
-        "latency_ms": round(latency_s * 1000, 3) if latency_s else None,
+        "latency_ms": round(node.latency_s * 1000, 3) if node.latency_s else None,
+        "slowness": round(slowness, 2) if slowness else None,
     }
 
 

@@ -48,8 +48,8 @@ def list_services(session: Session) -> None:
 def show(session: Session, name: str) -> None:
     """Show the instances of NAME; NAME#GROUP shows one group.
 
-    NOW is the weight at this moment, UNTIL how long HEALTH stays at most, LATENCY the recent
-    peak.
+    NOW is the weight at this moment, UNTIL how long HEALTH stays at most, LATENCY a moving
+    average.
     """
     uri, _, group = name.partition("#")
     source, services = _services(session)
@@ -193,6 +193,7 @@ def _instance(instance: Instance) -> dict[str, Any]:
         "health": None,
         "in_flight": None,
         "latency_ms": None,
+        "slowness": None,
     }
 
 
