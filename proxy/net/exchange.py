@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from proxy.core import heavy
 from proxy.core.deadline import effective_timeout_s
 from proxy.core.health import REFUSED
-from proxy.core.message import Failure, MoaRequest, Outcome, reply_of, speech_of
+from proxy.core.message import Failure, MoaReply, MoaRequest, Outcome, reply_of, speech_of
 from proxy.core.model import Address, Instance
 from proxy.core.retry import may_retry
 from proxy.core.routing import Candidates
-from proxy.core.translate import CannotTranslate, request_frame
+from proxy.core.translate import CannotTranslate, request_frame, request_of
 from proxy.net.pool import Pool
 from proxy.net.pool_types import Unavailable, Waiter
 from proxy.net.upstream import Upstream
@@ -34,6 +35,11 @@ MAX_UNSENT_RETRIES = 3
 
 OutcomeCallback = Callable[[Outcome], None]
 
+
+def _ignore(_outcome: Outcome) -> None:
+    return
+
+
 _NOT_TRIED = Unavailable("no instance")
 
 
@@ -47,6 +53,8 @@ class Exchange:
         "_deadline_s",
         "_done",
         "_forwarder",
+        "_frame",
+        "_is_translating",
         "_number",
         "_on_outcome",
         "_pool",
@@ -80,6 +88,9 @@ class Exchange:
         self._waiter: Waiter | None = None
         self._sent_on: Upstream | None = None
         self._number = 0
+        self._frame: bytes | None = None
+        """What a job made of the request, for an instance that is spoken to as `_speech`."""
+        self._is_translating = False
         self._speech = request.speech
         self._timer: asyncio.TimerHandle | None = None
         self._done = False
@@ -108,7 +119,9 @@ class Exchange:
         self._attempt += 1
         self.instance = instance
         forwarder.health.begin(instance.address, now_s)
-        self._speech = speech_of(instance, self._request.speech)
+        speech = speech_of(instance, self._request.speech)
+        if speech != self._speech:
+            self._speech, self._frame = speech, None
         # Kept: the table, and with it the address's pool, may change before the reply.
         self._pool = forwarder.pools.get(instance.address, self._speech.wire)
         self._waiter = Waiter(self._on_connection, self._on_unavailable)
@@ -128,17 +141,38 @@ class Exchange:
         self._waiter = None
         pool = self._pool
         assert pool is not None
-        try:
-            frame = request_frame(
-                self._request, self._speech, self._forwarder.settings.max_body_bytes
-            )
-        except CannotTranslate as error:
-            pool.release(upstream)
-            uri = self._request.route.uri
-            self._fail(Ec.SERIALIZATION, f"{uri}: {error}; the request was not sent")
-            return
+        limit, frame = self._forwarder.settings.max_body_bytes, self._frame
+        if frame is None:
+            job = heavy.translation(self._request, self._speech.codec, limit)
+            if job is not None:
+                pool.release(upstream)
+                self._is_translating = True
+                self._forwarder.worker.ask(job, self._on_request_translated)
+                return
+            try:
+                frame = request_frame(self._request, self._speech, limit)
+            except CannotTranslate as error:
+                pool.release(upstream)
+                self._fail_translation(str(error))
+                return
         self._sent_on = upstream
         self._number = upstream.send(frame, self._on_upstream_reply, self._on_loss)
+
+    def _on_request_translated(self, done: heavy.Done) -> None:
+        """Another process has translated the body: on with it, over whichever connection."""
+        self._is_translating = False
+        if self._done:
+            return
+        if done.failure:
+            self._fail_translation(done.failure)
+            return
+        assert self._pool is not None
+        self._frame = request_of(done.data, self._speech)
+        self._waiter = Waiter(self._on_connection, self._on_unavailable)
+        self._pool.acquire(self._waiter)
+
+    def _fail_translation(self, why: str) -> None:
+        self._fail(Ec.SERIALIZATION, f"{self._request.route.uri}: {why}; the request was not sent")
 
     def _on_unavailable(self, why: Unavailable) -> None:
         self._waiter = None
@@ -189,7 +223,7 @@ class Exchange:
                 forwarder.metrics.transport_errors += 1
             else:
                 forwarder.metrics.ok += 1
-            self._end(reply)
+            self._end_with(reply)
 
     def _on_loss(self, why: str) -> None:
         upstream, self._sent_on = self._sent_on, None
@@ -210,7 +244,7 @@ class Exchange:
         forwarder.metrics.timeouts += 1
         where = f" from {self.instance.address}" if self.instance else ""
         sent = self._sent_on is not None
-        if self.instance is not None:
+        if self.instance is not None and not self._is_translating:
             forwarder.health.record_failure(self.instance.address, forwarder.loop.time())
             self._counts.transport_failures += 1
         self._let_go()
@@ -219,6 +253,7 @@ class Exchange:
 
     def cancel(self) -> None:
         """The client has gone. Over RESP, closing is how the server learns it."""
+        self._on_outcome = _ignore
         if not self._done:
             self._forwarder.metrics.clients_cancelled += 1
             self._let_go()
@@ -239,6 +274,18 @@ class Exchange:
         self._forwarder.metrics.failed += 1
         self._counts.failed += 1
         self._end(Failure(ec, em))
+
+    def _end_with(self, reply: MoaReply) -> None:
+        """The reply is here: it is only the caller that waits for its translation."""
+        codec = self._request.speech.codec
+        job = heavy.translation(reply, codec, self._forwarder.settings.max_body_bytes)
+        if job is None:
+            self._end(reply)
+            return
+        self._finish()
+        self._forwarder.worker.ask(
+            job, lambda done: self._on_outcome(heavy.translated(reply, codec, done))
+        )
 
     def _end(self, outcome: Outcome) -> None:
         self._finish()

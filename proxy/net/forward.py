@@ -15,6 +15,7 @@ from proxy.core.routing import Candidates, Router, narrow
 from proxy.net.exchange import Exchange, OutcomeCallback
 from proxy.net.pool_types import PoolSettings
 from proxy.net.pools import Pools
+from proxy.net.worker import Worker
 from proxy.obs.metrics import Metrics
 from proxy.wire.moa import Route
 
@@ -50,6 +51,7 @@ class Forwarder:
         self.metrics = metrics
         self.health = HealthBook(rand)
         self.pools = Pools(loop, settings.pool, metrics, source_for)
+        self.worker = Worker(loop)
         self._router = router
         self._rand = rand
 
@@ -87,3 +89,4 @@ class Forwarder:
         """Fail what waits; nothing is sent any more."""
         self.table = ServiceTable()
         self.pools.close()
+        self.worker.close()
