@@ -146,6 +146,7 @@ class Admin:
                     "zone": i.zone,
                     "pre": i.pre,
                     "protocols": list(i.protocols),
+                    "codec": i.codec,
                     "timeout_ms": i.timeout_ms,
                     "app": i.app,
                     "health": forwarder.health.describe(i.address, now_s),

@@ -21,9 +21,6 @@ from proxy.wire.resp import Limits
 LANE_CONNECT_S = 10.0
 """For plain traffic to the address that was dialled: three lost SYNs are no reason to fail."""
 
-SHARED_CONNECTIONS = 2
-"""To an instance that takes many requests on each; two, so that one that ends is no gap."""
-
 PACKETS_AT_ONCE = 128
 """Of one client that sends binary packets; what is beyond waits in its socket."""
 
@@ -80,7 +77,8 @@ def app_settings(config: Config) -> AppSettings:
             max_body_bytes=limits.max_request_bytes,
             pool=PoolSettings(
                 size=limits.pool_size,
-                shared_size=SHARED_CONNECTIONS,
+                shared_size=limits.shared_pool_size,
+                shared_requests=limits.shared_requests,
                 queue=limits.pool_queue,
                 connect_timeout_s=connect_timeout_s,
                 idle_ping_s=limits.idle_ping_s,

@@ -232,6 +232,16 @@ class Limits(Section):
     pool_queue: int = Field(
         1024, ge=0, le=65_536, description="Requests that wait for one of these connections."
     )
+    shared_pool_size: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Connections to one instance that takes many requests on each, as binary "
+        "packets do; two, so that one that ends is no gap.",
+    )
+    shared_requests: int = Field(
+        128, ge=1, le=65_536, description="Requests under way at once on one of these."
+    )
     pipeline_depth: int = Field(
         1,
         ge=1,

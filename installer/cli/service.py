@@ -54,7 +54,17 @@ def show(session: Session, name: str) -> None:
         text = f"service {name}: the {source} knows none of that name"
         raise Failure(text, "moactl service list")
     rows = [(s["group"], *_instance_row(i)) for s in found for i in s["instances"]]
-    headings = ("GROUP", "ADDRESS", "WEIGHT", "ZONE", "PRE", "PROTOCOLS", "HEALTH", "IN FLIGHT")
+    headings = (
+        "GROUP",
+        "ADDRESS",
+        "WEIGHT",
+        "ZONE",
+        "PRE",
+        "PROTOCOLS",
+        "CODEC",
+        "HEALTH",
+        "IN FLIGHT",
+    )
     table = Table(headings, rows, title=uri, empty="no instances")
     emit(session, "service.show/1", {"source": source, "services": found}, table)
 
@@ -65,13 +75,20 @@ def show(session: Session, name: str) -> None:
 @click.option("--weight", type=int, default=DEFAULT_WEIGHT, show_default=True)
 @click.option("--zone", default="", help="Preferred by callers of this zone.")
 @click.option("--proto", multiple=True, default=("resp",), help="May repeat. [default: resp]")
+@click.option(
+    "--codec",
+    type=click.Choice(["json", "hessian2"]),
+    default="json",
+    show_default=True,
+    help="Of the bodies in binary packets.",
+)
 @click.option("--pre", is_flag=True, help="Only for pre-release callers.")
 @_group_option
 @shared_options
 @pass_session
 def register(
     session: Session, name: str, hostport: str, weight: int, zone: str, proto: tuple[str, ...],
-    pre: bool, group: str,
+    codec: str, pre: bool, group: str,
 ) -> None:  # fmt: skip
     """Enter an instance of NAME.
 
@@ -79,7 +96,7 @@ def register(
     hand also keeps it alive: the registry's alive check may take it out.
     """
     key, address = _key(name, group), _address(hostport)
-    instance = Instance(address, protocols=proto, weight=weight, zone=zone, pre=pre)
+    instance = Instance(address, protocols=proto, codec=codec, weight=weight, zone=zone, pre=pre)
     try:
         member = format_member(instance)
     except BadMember as error:
@@ -174,6 +191,7 @@ def _instance(instance: Instance) -> dict[str, Any]:
         "zone": instance.zone,
         "pre": instance.pre,
         "protocols": list(instance.protocols),
+        "codec": instance.codec,
         "timeout_ms": instance.timeout_ms,
         "app": instance.app,
         "health": None,
@@ -182,7 +200,7 @@ def _instance(instance: Instance) -> dict[str, Any]:
 
 
 def _instance_row(instance: dict[str, Any]) -> tuple[object, ...]:
-    names = ("address", "weight", "zone", "pre", "protocols")
+    names = ("address", "weight", "zone", "pre", "protocols", "codec")
     values = [instance.get(name) for name in names]
     return (*values, _health(instance), instance.get("in_flight"))
 
