@@ -142,7 +142,9 @@ class Exchange:
         pool = self._pool
         assert pool is not None
         limit, frame = self._forwarder.settings.max_body_bytes, self._frame
-        if frame is None:
+        if self._request.speech == self._speech:
+            frame = self._request.raw
+        elif frame is None:
             job = heavy.translation(self._request, self._speech.codec, limit)
             if job is not None:
                 pool.release(upstream)
@@ -278,6 +280,9 @@ class Exchange:
     def _end_with(self, reply: MoaReply) -> None:
         """The reply is here: it is only the caller that waits for its translation."""
         codec = self._request.speech.codec
+        if reply.speech.codec is codec:
+            self._end(reply)
+            return
         job = heavy.translation(reply, codec, self._forwarder.settings.max_body_bytes)
         if job is None:
             self._end(reply)

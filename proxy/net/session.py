@@ -185,7 +185,8 @@ class Session:
             self._cancel_slow_timer()
         if self._parser.mid_frame:
             self._start_slow_timer()
-        self._throttle()
+        if self._is_closing:
+            self._throttle()  # The pump, which does it otherwise, has stopped.
         self._pump()
 
     def _throttle(self) -> None:
