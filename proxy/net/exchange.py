@@ -7,7 +7,6 @@ deadline, unless its client has gone.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from proxy.core.model import Address, Instance
 from proxy.core.retry import may_retry
 from proxy.core.routing import Candidates
 from proxy.core.translate import CannotTranslate, request_frame, request_of
+from proxy.net.deadlines import Wheel
 from proxy.net.pool import Pool
 from proxy.net.pool_types import Unavailable, Waiter
 from proxy.net.upstream import Upstream
@@ -61,9 +61,9 @@ class Exchange:
         "_request",
         "_sent_on",
         "_speech",
-        "_timer",
         "_tried",
         "_waiter",
+        "_wheel",
         "_zone",
         "instance",
     )
@@ -92,7 +92,7 @@ class Exchange:
         """What a job made of the request, for an instance that is spoken to as `_speech`."""
         self._is_translating = False
         self._speech = request.speech
-        self._timer: asyncio.TimerHandle | None = None
+        self._wheel: Wheel | None = None
         self._done = False
         self.instance: Instance | None = None
 
@@ -110,12 +110,13 @@ class Exchange:
             return
         forwarder = self._forwarder
         now_s = forwarder.loop.time()
-        if self._timer is None:
+        if self._wheel is None:
             timeout_s = effective_timeout_s(
                 instance_ms=instance.timeout_ms, default_s=forwarder.settings.timeout_s
             )
             self._deadline_s = now_s + timeout_s
-            self._timer = forwarder.loop.call_at(self._deadline_s, self._expire)
+            self._wheel = forwarder.deadlines.of(timeout_s)
+            self._wheel.add(self._expire, self._deadline_s)
         self._attempt += 1
         self.instance = instance
         forwarder.health.begin(instance.address, now_s)
@@ -299,5 +300,5 @@ class Exchange:
     def _finish(self) -> None:
         self._done = True
         self._forwarder.metrics.in_flight -= 1
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._wheel is not None:
+            self._wheel.remove(self._expire)

@@ -12,6 +12,7 @@ from proxy.core.health import HealthBook
 from proxy.core.message import MoaRequest
 from proxy.core.model import Address, Instance, ServiceTable
 from proxy.core.routing import Candidates, Router, narrow
+from proxy.net.deadlines import Deadlines
 from proxy.net.exchange import Exchange, OutcomeCallback
 from proxy.net.pool_types import PoolSettings
 from proxy.net.pools import Pools
@@ -52,6 +53,7 @@ class Forwarder:
         self.health = HealthBook(rand)
         self.pools = Pools(loop, settings.pool, metrics, source_for)
         self.worker = Worker(loop)
+        self.deadlines = Deadlines(loop)
         self._router = router
         self._rand = rand
 
