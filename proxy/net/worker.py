@@ -1,7 +1,7 @@
 """A second process for long work on bodies, which lives while there is some.
 
 Not a thread: the interpreter lock would hold the event loop up all the same, and an agent is
-one thread (docs/adr/0008, docs/adr/0009). The worker has none of the agent's descriptors but
+one thread (docs/adr/0008, docs/adr/0012). The worker has none of the agent's descriptors but
 its own end of a socket pair, and ends when the agent's end is closed, however that came.
 """
 
