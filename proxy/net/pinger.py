@@ -165,3 +165,6 @@ class Pinger:
     def _count_kept(self, target: PingTarget, *, is_kept: bool) -> None:
         self._kept += is_kept - target.is_kept
         target.is_kept = is_kept
+
+    def __len__(self) -> int:
+        return len(self._targets)

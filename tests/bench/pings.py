@@ -25,7 +25,6 @@ from proxy.core.model import Address
 from proxy.net.ping_wire import wire_of
 from proxy.net.pinger import Pinger, PingSettings
 
-
 SERVERS = 2
 
 

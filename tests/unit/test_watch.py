@@ -24,6 +24,10 @@ def book(*pings: tuple[Address, str]) -> WatchBook:
     return made
 
 
+def doubts(watched: WatchBook) -> bool:
+    return watched.in_doubt
+
+
 def seen(watched: WatchBook, address: Address, outcomes: str) -> None:
     for outcome in outcomes:
         watched.note(address, outcome == "+")
@@ -58,10 +62,10 @@ def test_what_was_entered_anew_has_to_fail_anew() -> None:
 
 def test_more_than_half_failing_is_doubt_and_half_is_not() -> None:
     made = book(*((address, "---") for address in ALL[:5]))
-    assert not made.in_doubt
+    assert not doubts(made)
     assert made.opinion(A) is Opinion.DOWN
     seen(made, ALL[5], "-")
-    assert made.in_doubt
+    assert doubts(made)
     assert made.opinion(A) is Opinion.UNSURE
     assert list(made.addresses(Opinion.DOWN)) == []
     assert made.opinion(ALL[9]) is not Opinion.DOWN
@@ -69,10 +73,10 @@ def test_more_than_half_failing_is_doubt_and_half_is_not() -> None:
 
 def test_after_a_doubt_everything_has_to_fail_anew() -> None:
     made = book(*((address, "-----") for address in ALL))
-    assert made.in_doubt
+    assert doubts(made)
     for address in ALL[:5]:
         seen(made, address, "+")
-    assert not made.in_doubt
+    assert not doubts(made)
     assert list(made.addresses(Opinion.DOWN)) == []
     seen(made, ALL[9], "--")
     assert made.opinion(ALL[9]) is Opinion.UNSURE
@@ -82,7 +86,7 @@ def test_after_a_doubt_everything_has_to_fail_anew() -> None:
 
 def test_an_answer_counts_in_doubt_too() -> None:
     made = book(*((address, "---") for address in ALL[1:]))
-    assert made.in_doubt
+    assert doubts(made)
     seen(made, A, "++")
     assert made.opinion(A) is Opinion.UP
 
@@ -91,13 +95,13 @@ def test_one_dead_instance_of_one_is_no_doubt() -> None:
     made = WatchBook(SETTINGS)
     made.retain([A])
     seen(made, A, "---")
-    assert not made.in_doubt
+    assert not doubts(made)
     assert made.opinion(A) is Opinion.DOWN
 
 
 def test_what_is_not_followed_any_more_does_not_weigh() -> None:
     made = book(*((address, "---") for address in ALL[:6]))
-    assert made.in_doubt
+    assert doubts(made)
     made.retain(ALL[5:])
     assert (made.pinged, made.in_doubt) == (4, False)
 
