@@ -13,7 +13,7 @@ from installer.cli.session import Session, pass_session, shared_options
 from installer.client import AgentNotRunning
 from proxy.core.model import ANY_GROUP, DEFAULT_WEIGHT, Address, Instance, ServiceKey
 from proxy.registry.keys import BadServiceName, check_name
-from proxy.registry.member import BadMember, format_member
+from proxy.registry.member import BadMember, format_member, parse_address
 
 _group_option = click.option(
     "--group", default=ANY_GROUP, metavar="GROUP", help="[default: *, the set of every group]"

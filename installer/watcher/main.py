@@ -54,9 +54,11 @@ async def _watch(config: Config, endpoint: RedisEndpoint, pings: PingSettings) -
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    settings = config.watcher
+    fresh_ms = (settings.fall + 1) * settings.interval_ms
     # No copy on disk: a watcher that has not heard from the registry does nothing anyway.
     registry = RedisRegistry(endpoint, times=RedisTimes(sweep_interval=config.registry.sweep_s))
-    store = WatchStore(endpoint, config.node.name, config.watcher.lease_ms, ANSWER_S)
+    store = WatchStore(endpoint, config.node.name, settings.lease_ms, fresh_ms, ANSWER_S)
     async with aclosing(registry), aclosing(store), asyncio.TaskGroup() as tasks:
         following = tasks.create_task(registry.run())
         watching = tasks.create_task(Watcher(config, registry, store, pings).run())

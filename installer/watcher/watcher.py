@@ -154,9 +154,10 @@ class Watcher:
         """The audit lines of what was done, or was not done for the first time."""
         for result in results:
             vote = result.vote
+            if result.outcome in (Outcome.DONE, Outcome.FRESH):
+                self._book.forget(vote.address)
             place = (vote.key, vote.address)
             if result.outcome is Outcome.DONE:
-                self._book.forget(vote.address)
                 what = "taken-out" if vote.down else "put-back"
             elif result.outcome is Outcome.LAST and place not in self._kept_last:
                 self._kept_last.add(place)

@@ -34,6 +34,8 @@ class Outcome(StrEnum):
     """It is the last instance of the service, and stays."""
     MAINT = "maint"
     """An operator has it in hands."""
+    FRESH = "fresh"
+    """It was taken out a moment ago and has entered itself since: it has to fail anew."""
     ABSENT = "absent"
     """It is not where it would have to be: somebody else was faster, or it registered itself."""
 
@@ -82,12 +84,16 @@ class Voted:
 
 
 class WatchStore:
-    """One watcher's hold on Redis; `who` names it, votes and lease last `lease_ms`."""
+    """One watcher's hold on Redis; `who` names it, votes and lease last `lease_ms`, and nothing
+    is taken out twice within `fresh_ms`."""
 
-    def __init__(self, endpoint: RedisEndpoint, who: str, lease_ms: int, answer_s: float) -> None:
+    def __init__(
+        self, endpoint: RedisEndpoint, who: str, lease_ms: int, fresh_ms: int, answer_s: float
+    ) -> None:
         self._client = endpoint.client(answer_s, connections=2)
         self._who = who
         self._lease_ms = lease_ms
+        self._fresh_ms = fresh_ms
         self._answer_s = answer_s
         self._lease = self._client.register_script(watch_scripts.LEASE)
 
@@ -160,7 +166,7 @@ class WatchStore:
         # in time. Redis keeps what it has compiled by the text.
         pipe.eval(
             script, len(names), *names, str(vote.key), str(vote.address), self._who,
-            self._lease_ms, needed, vote.why, "1" if vote.may_empty else "",
+            self._lease_ms, needed, vote.why, self._fresh_ms, "1" if vote.may_empty else "",
         )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The Lua scripts of watchers: a lease, and changes that check the votes in the same step.
 
-Votes are in a sorted set on the service's slot, `<down|up> <host:port> <watcher>` by the time at
+Votes are in a sorted set on the service's slot: `<down|up> <host:port> <watcher>`, and
+`out <host:port>` while that may not be taken out again, by the time at
 which they end; all times are Redis's own, so that the clocks of watchers do not matter.
 """
 
@@ -32,11 +33,14 @@ Returns {1 when the lease before had not ended, now in unix ms, the hash as it i
 _VOTES = """
 local votes = KEYS[6]
 local who, lease_ms, needed, why = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local fresh_ms = tonumber(ARGV[7])
+redis.call('ZREMRANGEBYSCORE', votes, '-inf', now_ms)
+local function add(entry, for_ms)
+  redis.call('ZADD', votes, string.format('%d', now_ms + for_ms), entry)
+  redis.call('PEXPIRE', votes, math.max(lease_ms, fresh_ms))
+end
 local function vote(word)
-  redis.call('ZREMRANGEBYSCORE', votes, '-inf', now_ms)
-  redis.call('ZADD', votes, string.format('%d', now_ms + lease_ms),
-    word .. ' ' .. address .. ' ' .. who)
-  redis.call('PEXPIRE', votes, lease_ms)
+  add(word .. ' ' .. address .. ' ' .. who, lease_ms)
   local count, prefix = 0, word .. ' ' .. address .. ' '
   for _, entry in ipairs(redis.call('ZRANGE', votes, 0, -1)) do
     if string.sub(entry, 1, #prefix) == prefix then count = count + 1 end
@@ -58,9 +62,10 @@ TAKE_OUT = (
 local found = members()
 if #found == 0 then return {'absent', 0, ''} end
 if in_maint(address) then return {'maint', 0, ''} end
+if redis.call('ZSCORE', votes, 'out ' .. address) then return {'fresh', 0, ''} end
 local count = vote('down')
 if count < needed then return {'waiting', count, ''} end
-if ARGV[7] == '' then
+if ARGV[8] == '' then
   local others = 0
   for _, member in ipairs(redis.call('SMEMBERS', set)) do
     local host = string.match(member, '^[^?]*')
@@ -76,6 +81,7 @@ end
 redis.call('HSET', offline, address, cjson.encode({
   member = found[1], heartbeat_ms = beat, at_ms = now_ms, who = who, why = why}))
 settle()
+add('out ' .. address, fresh_ms)
 publish()
 return {'done', count, found[1]}
 """
@@ -83,7 +89,9 @@ return {'done', count, found[1]}
 """Vote that an instance is down, and take it out when that makes enough votes.
 
 KEYS: `keys.watch_keys`. ARGV after the address: the watcher, how long the vote counts in ms, the
-votes needed, why, and not '' when the service may become empty.
+votes needed, why, how long in ms an instance is not taken out again, and not '' when the service
+may become empty. The fifth is because an instance that enters itself at once would fall to the
+votes of watchers that have not seen yet that it was out.
 Returns {what came of it, votes, the member that was taken out}; the first is one of `Outcome`.
 """
 
