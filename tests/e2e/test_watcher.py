@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import redis
 
+from installer.client import AgentClient
 from proxy.core.model import Address, ServiceKey
 from proxy.registry import keys, scripts
 from tests.e2e.conftest import Measured
-from tests.support.agents import Agent, start_agent, start_service, write_config
+from tests.support.agents import Agent, start_agent, write_config
 from tests.support.documented import assert_as_documented
-from tests.support.lab import Lab, LabNode, Running, wait_until
+from tests.support.lab import REPO, Lab, LabNode, Running, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -76,10 +77,12 @@ class World:
         self.running[name] = node.start(
             "moa-watcher", sys.executable, "-I", "-m", "installer.watcher.main", str(config)
         )
-        self.running[name].wait_line('"ready"')
 
     def serve(self, key: ServiceKey, port: int) -> None:
-        self.services[port] = start_service(self.s, port, str(key))
+        self.services[port] = self.s.python(
+            f"service-{port}", str(REPO / "tests/samples/demo_service.py"),
+            "--host", self.s.ip4, "--port", str(port), "--service", str(key),
+        )  # fmt: skip
 
     def command(self, *words: object) -> Any:
         """A command of Redis, over its Unix socket: that is on no node."""
@@ -135,10 +138,14 @@ class World:
                 live[name] = json.loads(text)
         return live
 
+    def known(self, key: ServiceKey) -> dict[int, list[str]]:
+        """What the agent routes to: ports with their marks."""
+        services = AgentClient.of(self.agent.node.directory / "run").services()["services"]
+        instances = [i for s in services if s["uri"] == key.uri for i in s["instances"]]
+        return {int(i["address"].rpartition(":")[2]): i["marks"] for i in instances}
+
     def seen_by_agent(self, key: ServiceKey) -> set[int]:
-        services = self.moactl("service", "list")["services"]
-        addresses = [i["address"] for s in services if s["uri"] == key.uri for i in s["instances"]]
-        return {int(address.rpartition(":")[2]) for address in addresses}
+        return set(self.known(key))
 
     def cut_off(self, name: str, *, cut: bool) -> None:
         """Drop everything between a watcher and the instances; Redis stays reachable."""
@@ -171,6 +178,8 @@ def module_world(lab: Lab) -> World:
         for port in ports:
             made.serve(key, port)
             made.register(key, port)
+    for service in made.services.values():
+        service.wait_line("ready")
     for name in made.watchers:
         made.start_watcher(name)
     made.agent = start_agent(lab.add_node("a"), made.registry)
@@ -248,12 +257,7 @@ def test_an_instance_in_maintenance_is_left_alone(world: World) -> None:
     done = world.moactl("instance", "maint", *instance, "--why", "new disk")
     assert done["changed"]
     assert_as_documented("instance maint", done)
-    until(
-        lambda: world.moactl("service", "show", "/service/demo")["services"][0]["instances"][2][
-            "marks"
-        ] == ["maint"],
-        "the agent knows the mark",
-    )  # fmt: skip
+    until(lambda: world.known(DEMO)[5003] == ["maint"], "the agent knows the mark")
     world.services[5003].kill()
     world.services[5004].signal(signal.SIGSTOP)
     until(lambda: world.offline(DEMO, 5004), "another one is taken out meanwhile")
