@@ -26,7 +26,7 @@ from proxy.core.watch import Opinion, WatchBook, WatchSettings
 from proxy.net.pinger import Pinger, PingSettings
 from proxy.registry.base import RegistryState
 from proxy.registry.redis import RedisRegistry
-from proxy.registry.watch import Lease, Offline, Outcome, Vote, Voted, WatchStore
+from proxy.registry.watch import BATCH, Lease, Offline, Outcome, Vote, Voted, WatchStore
 from proxy.registry.watch_log import Entry
 
 log = structlog.get_logger("watcher")
@@ -83,8 +83,11 @@ class Watcher:
                 try:
                     await self._step()
                 except (RedisError, OSError, TimeoutError) as error:
-                    self._settling.lost()
-                    self._enter(State.BLIND, str(error) or "no answer in time")
+                    self._go_blind(str(error) or "no answer in time")
+                except Exception as error:
+                    # redis-py lets ValueError and its like through when a peer speaks no RESP.
+                    log.exception("step failed")
+                    self._go_blind(repr(error))
                 await asyncio.sleep(self._settings.interval_ms / 2000)
         finally:
             try:
@@ -101,8 +104,7 @@ class Watcher:
         self._follow(offline)
         registry = self._registry.status()
         if registry.state not in (RegistryState.SYNCED, RegistryState.DEGRADED):
-            self._settling.lost()
-            self._enter(State.BLIND, registry.detail)
+            self._go_blind(registry.detail)
             return
         await self._tell_doubt()
         if not self._settling.may_act(now_s):
@@ -128,8 +130,10 @@ class Watcher:
         self._votes = set(votes)
         self._kept_last &= {(vote.key, vote.address) for vote in votes}
         needed = votes_needed(len(lease.live), self._settings.quorum)
-        results = await self._store.cast(votes, needed)
-        await self._store.log(self._told(results, needed, len(lease.live)))
+        for start in range(0, len(votes), BATCH):
+            # In steps, so that what is changed before a step fails is in the log.
+            results = await self._store.cast(votes[start : start + BATCH], needed)
+            await self._store.log(self._told(results, needed, len(lease.live)))
 
     def _down_votes(self) -> Iterator[Vote]:
         down = set(self._book.addresses(Opinion.DOWN))
@@ -191,6 +195,10 @@ class Watcher:
         else:
             self._reasons.pop(address, None)
         self._book.note(address, not why)
+
+    def _go_blind(self, why: str) -> None:
+        self._settling.lost()
+        self._enter(State.BLIND, why)
 
     def _enter(self, state: State, why: str = "") -> None:
         if state is not self.state:

@@ -254,6 +254,8 @@ def test_the_last_instance_stays_unless_it_may_go(world: World) -> None:
 
 def test_an_instance_in_maintenance_is_left_alone(world: World) -> None:
     instance = ("/service/demo", world.address(5003))
+    assert_as_documented("instance drain", world.moactl("instance", "drain", *instance))
+    until(lambda: world.known(DEMO)[5003] == ["drain"], "the agent knows that it drains")
     done = world.moactl("instance", "maint", *instance, "--why", "new disk")
     assert done["changed"]
     assert_as_documented("instance maint", done)
@@ -262,7 +264,7 @@ def test_an_instance_in_maintenance_is_left_alone(world: World) -> None:
     world.services[5004].signal(signal.SIGSTOP)
     until(lambda: world.offline(DEMO, 5004), "another one is taken out meanwhile")
     assert world.registered(DEMO) == {5001, 5002, 5003}
-    world.moactl("instance", "ready", *instance)
+    assert_as_documented("instance ready", world.moactl("instance", "ready", *instance))
     until(lambda: world.offline(DEMO, 5003), "taken out when it is nobody's")
     (line,) = world.log("maint", 5003)
     assert line["why"] == "new disk"
