@@ -69,6 +69,7 @@ class Watcher:
         self._kept_last: set[tuple[ServiceKey, Address]] = set()
         self._doubted = False
         self._since_s = time.time()
+        self._renewed_s = 0.0
         self.state = State.SETTLING
 
     async def run(self) -> None:
@@ -96,9 +97,8 @@ class Watcher:
                 log.warning("lease not given back", reason=str(error))
 
     async def _step(self) -> None:
-        lease = await self._store.renew(self._facts())
+        lease = await self._renewed()
         now_s = self._loop.time()
-        self._settling.renewed(now_s, lease.was_held)
         table = self._registry.table
         offline = await self._store.offline(table.instances_by_key)
         self._follow(offline)
@@ -113,6 +113,12 @@ class Watcher:
         self._enter(State.DOUBT if self._book.in_doubt else State.WATCHING)
         await self._vote(offline, lease)
         await self._forget_old(offline, lease.now_ms)
+
+    async def _renewed(self) -> Lease:
+        lease = await self._store.renew(self._facts())
+        self._renewed_s = self._loop.time()
+        self._settling.renewed(self._renewed_s, lease.was_held)
+        return lease
 
     def _follow(self, offline: list[Offline]) -> None:
         found = {(entry.key, entry.address) for entry in offline}
@@ -129,9 +135,12 @@ class Watcher:
         await self._store.withdraw(self._votes - set(votes))
         self._votes = set(votes)
         self._kept_last &= {(vote.key, vote.address) for vote in votes}
-        needed = votes_needed(len(lease.live), self._settings.quorum)
         for start in range(0, len(votes), BATCH):
-            # In steps, so that what is changed before a step fails is in the log.
+            # In batches, so that what is changed before one fails is in the log, and so that
+            # thousands at once do not cost the lease.
+            if self._loop.time() - self._renewed_s > self._settings.interval_ms / 1000:
+                lease = await self._renewed()
+            needed = votes_needed(len(lease.live), self._settings.quorum)
             results = await self._store.cast(votes[start : start + BATCH], needed)
             await self._store.log(self._told(results, needed, len(lease.live)))
 
