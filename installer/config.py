@@ -28,8 +28,8 @@ from installer.config_sections import (
     Routing,
     Scope,
     Section,
-    Watcher,
 )
+from installer.config_watcher import Watcher
 
 __all__ = [
     "DEFAULT_PATH",
