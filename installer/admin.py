@@ -149,6 +149,7 @@ class Admin:
                     "codec": i.codec,
                     "timeout_ms": i.timeout_ms,
                     "app": i.app,
+                    "marks": sorted(i.marks),
                     "health": forwarder.health.describe(i.address, now_s),
                     "in_flight": forwarder.load(i.address),
                 }

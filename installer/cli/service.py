@@ -62,6 +62,7 @@ def show(session: Session, name: str) -> None:
         "PRE",
         "PROTOCOLS",
         "CODEC",
+        "MARKS",
         "HEALTH",
         "IN FLIGHT",
     )
@@ -95,7 +96,7 @@ def register(
     It takes the place of any other with the address HOST:PORT. Whoever registers a service by
     hand also keeps it alive: the registry's alive check may take it out.
     """
-    key, address = _key(name, group), _address(hostport)
+    key, address = key_of(name, group), address_of(hostport)
     instance = Instance(address, protocols=proto, codec=codec, weight=weight, zone=zone, pre=pre)
     try:
         member = format_member(instance)
@@ -121,7 +122,7 @@ def deregister(session: Session, name: str, hostport: str, group: str) -> None:
 
     It is no error when the instance is not there.
     """
-    key, address = _key(name, group), _address(hostport)
+    key, address = key_of(name, group), address_of(hostport)
     config = session.config()
     registry_access.deregister(config, key, address)
     data = {
@@ -131,7 +132,8 @@ def deregister(session: Session, name: str, hostport: str, group: str) -> None:
     emit(session, "service.deregister/1", data, f"{address} is not registered for {key} any more")
 
 
-def _key(name: str, group: str) -> ServiceKey:
+def key_of(name: str, group: str = ANY_GROUP) -> ServiceKey:
+    """The service of NAME or NAME#GROUP; raises click's usage error."""
     parsed = ServiceKey.parse(name)
     if "#" in name and group != ANY_GROUP:
         raise click.UsageError("say the group once: NAME#GROUP or --group")
@@ -143,7 +145,8 @@ def _key(name: str, group: str) -> ServiceKey:
     return key
 
 
-def _address(hostport: str) -> Address:
+def address_of(hostport: str) -> Address:
+    """The address of HOST:PORT; raises click's usage error."""
     try:
         return parse_address(hostport)
     except BadMember as error:
@@ -194,13 +197,14 @@ def _instance(instance: Instance) -> dict[str, Any]:
         "codec": instance.codec,
         "timeout_ms": instance.timeout_ms,
         "app": instance.app,
+        "marks": sorted(instance.marks),
         "health": None,
         "in_flight": None,
     }
 
 
 def _instance_row(instance: dict[str, Any]) -> tuple[object, ...]:
-    names = ("address", "weight", "zone", "pre", "protocols", "codec")
+    names = ("address", "weight", "zone", "pre", "protocols", "codec", "marks")
     values = [instance.get(name) for name in names]
     return (*values, _health(instance), instance.get("in_flight"))
 

@@ -41,7 +41,7 @@ def test_answers_of_an_agent_as_tables(agent: None, config: Path) -> None:
     assert "10.0.0.2:5000  /service/demo" in moactl("-c", config, "conns").stdout
     assert "/service/demo  *      1          1" in moactl("-c", config, "service", "list").stdout
     shown = moactl("-c", config, "service", "show", "/service/demo").stdout
-    assert "10.0.0.2:5000  100     -     no   resp       json   healthy  0" in shown
+    assert "10.0.0.2:5000  100     -     no   resp       json   -      healthy  0" in shown
     registry = moactl("-c", config, "registry", "status").stdout
     assert "members left out: 1" in registry
     assert "host 'app' is a name" in registry
