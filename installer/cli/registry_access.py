@@ -8,14 +8,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from redis.exceptions import RedisError
-
 from installer.cli.failure import Failure
 from installer.config import Config
 from proxy.core.model import Address, Instance, ServiceKey
 from proxy.registry import reader, static
 from proxy.registry import watch_log as log_stream
 from proxy.registry.base import ReadOnlyRegistry, RegistryError
+from proxy.registry.clients import FAULTS, closing
 from proxy.registry.endpoint import RedisEndpoint
 from proxy.registry.redis import RedisRegistry, RedisTimes
 from proxy.registry.static import StaticRegistry
@@ -101,7 +100,7 @@ def _endpoint(config: Config) -> RedisEndpoint:
 
 
 async def _read_redis(endpoint: RedisEndpoint) -> Snapshot:
-    async with aclosing(endpoint.client(ANSWER_S, connections=1)) as client:
+    async with closing(endpoint.client(ANSWER_S, connections=1)) as client:
         names, bad_names = await reader.service_names(client)
         views = await reader.refreshed(client, names, {}, 0.0, DEADLINE_S)
     broken = [text for view in views.values() for text in view.broken]
@@ -170,7 +169,7 @@ def _wait(config: Config, work: Awaitable[_Value]) -> _Value:
     except TimeoutError as error:
         text = f"registry {source_of(config)}: no answer within {DEADLINE_S:g} s"
         raise Failure(text, "moactl doctor registry") from error
-    except (RedisError, OSError) as error:
+    except FAULTS as error:
         text = f"registry {source_of(config)}: {str(error) or type(error).__name__}"
         raise Failure(text, "moactl doctor registry") from error
     except ReadOnlyRegistry as error:

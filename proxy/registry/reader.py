@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis
-
 from proxy.core.model import ServiceKey
 from proxy.registry import keys
 from proxy.registry.base import RegistryError
+from proxy.registry.clients import RedisClient
 from proxy.registry.view import ServiceView, expired, merged, rejected
 
 MAX_SERVICES = 100_000
@@ -57,7 +56,7 @@ async def service_names(client: Redis) -> tuple[set[ServiceKey], list[str]]:
 
 
 async def refreshed(
-    client: Redis,
+    client: RedisClient,
     services: Iterable[ServiceKey],
     known: Mapping[ServiceKey, ServiceView],
     grace_s: float,
@@ -111,7 +110,7 @@ def _seen(
     return merged(view, head.version, content.members, now_s, grace_s, content.marks)
 
 
-async def _heads(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Head | str]:
+async def _heads(client: RedisClient, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Head | str]:
     """Version and size of each; a text says why one has none."""
     async with client.pipeline(transaction=False) as pipe:
         for key in batch:
@@ -126,7 +125,9 @@ async def _heads(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceKey,
     return heads
 
 
-async def _contents(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Content | str]:
+async def _contents(
+    client: RedisClient, batch: Sequence[ServiceKey]
+) -> dict[ServiceKey, _Content | str]:
     """The members and marks of each as texts; one that is not UTF-8 stays a text that is refused
     later. A text instead says why a service has neither."""
     if not batch:

@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from redis.asyncio.client import PubSub, Redis
-from redis.exceptions import RedisError
+from redis.asyncio.client import PubSub
 
 from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
 from proxy.registry import keys, lastknown, reader
 from proxy.registry.base import RegistryError, RegistryState, RegistryStatus, TableCallback
 from proxy.registry.board import Board
+from proxy.registry.clients import FAULTS
 from proxy.registry.endpoint import RedisEndpoint
+from proxy.registry.link import Link
 from proxy.registry.view import ServiceView
 from proxy.registry.writer import RedisWriter
 
 _log = structlog.get_logger("registry")
 
-_FAULTS = (RedisError, RegistryError, OSError, TimeoutError)
+_FAULTS = (RegistryError, *FAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class RedisRegistry:
         self._board = Board("redis", wall_clock)
         self._views: dict[ServiceKey, ServiceView] = {}
         self._bad_names: list[str] = []
+        self._complaint = ""
         self._published_at_s = 0.0
         self._changed = asyncio.Event()
         self._was_synced = False
@@ -160,23 +162,19 @@ class RedisRegistry:
 
     async def _session(self) -> None:
         """One connection's life; ends by an error only."""
-        client = self._endpoint.client(self._times.answer, connections=2)
-        pubsub = client.pubsub()
+        link = Link(self._endpoint, self._times.answer)
         try:
             async with asyncio.timeout(self._times.answer):
-                await pubsub.subscribe(keys.CHANGED)
-                first = await pubsub.get_message(timeout=self._times.answer)
-            if first is None or first["type"] != "subscribe":
-                raise RegistryError(f"SUBSCRIBE {keys.CHANGED}: answered by {first}")
-            await self._sweep(client)
+                await link.open(self._times.answer, self._rand)
+            await self._sweep(link)
             self._was_synced = True
-            await self._follow(client, pubsub)
+            await self._follow(link)
         finally:
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
-            await client.aclose()
+            await link.aclose()
 
-    async def _follow(self, client: Redis, pubsub: PubSub) -> None:
+    async def _follow(self, link: Link) -> None:
         now = asyncio.get_running_loop().time
+        pubsub = link.pubsub
         heard_s = ping_at_s = now()
         sweep_at_s = heard_s + self._next_sweep_s()
         while True:
@@ -190,10 +188,10 @@ class RedisRegistry:
             if message is None and now() >= silent_at_s:
                 raise RegistryError(f"silent for {now() - heard_s:.1f} s")
             if message is not None:
-                await self._refresh(client, await self._gather(pubsub, message))
+                await self._refresh(link, await self._gather(pubsub, message))
                 heard_s = now()
             if now() >= sweep_at_s:
-                await self._sweep(client)
+                await self._sweep(link)
                 heard_s = now()  # nobody listened meanwhile: that is no silence of Redis
                 sweep_at_s = heard_s + self._next_sweep_s()
 
@@ -228,21 +226,23 @@ class RedisRegistry:
         if view is None or view.version != version:
             changed.add(key)
 
-    async def _sweep(self, client: Redis) -> None:
+    async def _sweep(self, link: Link) -> None:
         """Ask for every service that is named or known; the first sweep of a session loads."""
         async with asyncio.timeout(self._times.pipeline):
-            named, self._bad_names = await reader.service_names(client)
+            named, self._bad_names = await reader.service_names(link.commands)
         gone = [k for k, v in self._views.items() if k not in named and not v.instances]
         for key in gone:
             del self._views[key]
-        await self._refresh(client, named | set(self._views))
+        await self._refresh(link, named | set(self._views))
+        async with asyncio.timeout(self._times.answer):
+            self._complaint = await link.complaint()
         self._show_state()
 
-    async def _refresh(self, client: Redis, services: set[ServiceKey]) -> None:
+    async def _refresh(self, link: Link, services: set[ServiceKey]) -> None:
         if not services:
             return
         changed = await reader.refreshed(
-            client, services, self._views, self._times.grace, self._times.pipeline
+            link.commands, services, self._views, self._times.grace, self._times.pipeline
         )
         if not changed:
             return
@@ -262,15 +262,18 @@ class RedisRegistry:
     def _show_state(self) -> None:
         broken = [text for view in self._views.values() for text in view.broken]
         self._board.set_broken([*self._bad_names, *broken])
+        reasons = [reason for reason in (self._loss(), self._complaint) if reason]
+        state = RegistryState.DEGRADED if reasons else RegistryState.SYNCED
+        self._board.set_state(state, "; ".join(reasons))
+
+    def _loss(self) -> str:
         kept = {key: len(view.kept) for key, view in self._views.items() if view.kept}
         if not kept:
-            self._board.set_state(RegistryState.SYNCED)
-            return
+            return ""
         example = min(kept, key=str)
-        self._board.set_state(
-            RegistryState.DEGRADED,
+        return (
             f"Redis has lost {sum(kept.values())} instances of {len(kept)} services "
-            f"(such as {example}); they are kept until services register again",
+            f"(such as {example}); they are kept until services register again"
         )
 
     async def _save_for_ever(self, path: Path) -> None:
