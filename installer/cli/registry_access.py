@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from installer.cli.failure import Failure
 from installer.config import Config
 from proxy.core.model import Address, Instance, ServiceKey
-from proxy.registry import reader, static
+from proxy.registry import link, reader, static
 from proxy.registry import watch_log as log_stream
 from proxy.registry.base import ReadOnlyRegistry, RegistryError
 from proxy.registry.clients import FAULTS, closing
@@ -30,12 +30,16 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a registry held at one moment; `broken` are the texts of what could not be used."""
+    """What a registry held at one moment; `broken` are the texts of what could not be used.
+
+    `complaint` says why it refuses changes, if it does.
+    """
 
     kind: str
     source: str
     instances_by_key: Mapping[ServiceKey, tuple[Instance, ...]]
     broken: tuple[str, ...] = ()
+    complaint: str = ""
 
 
 def source_of(config: Config) -> str:
@@ -103,9 +107,10 @@ async def _read_redis(endpoint: RedisEndpoint) -> Snapshot:
     async with closing(endpoint.client(ANSWER_S, connections=1)) as client:
         names, bad_names = await reader.service_names(client)
         views = await reader.refreshed(client, names, {}, 0.0, DEADLINE_S)
+        complaint = await link.complaint(client)
     broken = [text for view in views.values() for text in view.broken]
     services = {key: view.instances for key, view in views.items()}
-    return Snapshot("redis", str(endpoint), services, (*bad_names, *broken))
+    return Snapshot("redis", str(endpoint), services, (*bad_names, *broken), complaint)
 
 
 async def _register(config: Config, key: ServiceKey, instance: Instance) -> None:

@@ -37,7 +37,7 @@ class _Content:
     marks: frozenset[str]
 
 
-async def service_names(client: Redis) -> tuple[set[ServiceKey], list[str]]:
+async def service_names(client: RedisClient) -> tuple[set[ServiceKey], list[str]]:
     """All services that Redis names, and the texts of names that cannot be used.
 
     Raises RegistryError when there are more than MAX_SERVICES, and redis-py's errors.

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import redis
 
 from proxy.core.model import Address, Instance, ServiceKey
 from proxy.registry import keys
 from proxy.registry.base import RegistryError, RegistryState
 from proxy.registry.redis import RedisRegistry, RedisTimes
+from tests.support.agents import MOACTL
 from tests.support.redis import RedisServer
 from tests.support.redis_kinds import Cluster, Sentinels
 from tests.support.registries import in_state, routed, routes, running, synced
@@ -64,17 +65,24 @@ async def registered(registry: RedisRegistry, key: ServiceKey, instance: Instanc
     await registry.register(key, instance)
 
 
-async def test_sentinels_name_another_master_and_changes_go_on(
-    sentinels: Sentinels, record_property: Callable[[str, object], None]
-) -> None:
+async def test_sentinels_name_another_master_and_changes_go_on(sentinels: Sentinels) -> None:
+    """The former master lives on and takes changes until the sentinels demote it: heartbeats
+    bring to its successor what was lost that way, and no route goes meanwhile."""
     async with running(sentinels.url, TIMES) as registry:
         await registered(registry, DEMO, A)
-        await routed(registry, DEMO, A)
-        await asyncio.to_thread(sentinels.fail_over)
         await registered(registry, DEMO, B)
-        late_s = await routed(registry, DEMO, A, B)
+        await routed(registry, DEMO, A, B)
+        await asyncio.to_thread(sentinels.fail_over)
+        with sentinels.master.client() as successor:
+            for _ in range(300):
+                await registered(registry, DEMO, C)
+                assert {A.address, B.address} <= routes(registry, DEMO)
+                if successor.sismember(keys.service_key(DEMO), "10.0.0.3:80"):
+                    break
+                await asyncio.sleep(0.1)
+            assert successor.scard(keys.service_key(DEMO)) == 3
+        await routed(registry, DEMO, A, B, C)
         await synced(registry)
-        record_property("failover_change_s", late_s)
         assert sentinels.password not in f"{registry.status()}"
 
 
@@ -83,6 +91,7 @@ async def test_a_master_that_dies_is_followed_to_its_successor(sentinels: Sentin
     async with running(sentinels.url, TIMES) as registry:
         await registered(registry, DEMO, A)
         await registered(registry, DEMO, B)
+        await registry.deregister(DEMO, C.address)
         await routed(registry, DEMO, A, B)
         dead = sentinels.master
         dead.kill()
@@ -121,7 +130,7 @@ async def test_a_cluster_is_one_registry(cluster: Cluster) -> None:
 
 
 async def test_a_slot_moves_while_it_is_followed(cluster: Cluster) -> None:
-    """Changes before, amid and behind the move are all seen, and nothing looks lost."""
+    """Nothing looks lost amid the move; a change that Redis puts off (TRYAGAIN) comes after it."""
     key = ServiceKey("/service/moving")
     async with running(cluster.url, FAST_SWEEP) as registry:
         await registered(registry, key, A)
@@ -129,16 +138,23 @@ async def test_a_slot_moves_while_it_is_followed(cluster: Cluster) -> None:
         slot = cluster.slot(keys.service_key(key))
         source = cluster.owner(keys.service_key(key))
         target = next(s for s in cluster.servers if s is not source)
-        await asyncio.to_thread(cluster.open_slot, slot, source, target)
-        await registered(registry, key, B)
+        seen: list[RegistryState] = []
+        async with asyncio.TaskGroup() as tasks:
+            await asyncio.to_thread(cluster.open_slot, slot, source, target)
+            tasks.create_task(registered(registry, key, B))
+            moving = tasks.create_task(
+                asyncio.to_thread(cluster.move_keys, slot, source, target, each_s=0.4)
+            )
+            while not moving.done():
+                await asyncio.sleep(0.01)
+                seen.append(registry.status().state)
+                assert A.address in routes(registry, key)
+            assert moving.result() >= 3
+            await asyncio.to_thread(cluster.close_slot, slot, target)
         await routed(registry, key, A, B)
-        assert await asyncio.to_thread(cluster.move_keys, slot, source, target) >= 3
-        await registered(registry, key, C)
-        await routed(registry, key, A, B, C)
-        await asyncio.to_thread(cluster.close_slot, slot, target)
         await registry.deregister(key, A.address)
-        await routed(registry, key, B, C)
-        await synced(registry)
+        await routed(registry, key, B)
+        assert set(seen) == {RegistryState.SYNCED}
         assert registry.status().detail == ""
 
 
@@ -257,3 +273,32 @@ async def test_a_redis_too_slow_to_be_followed_is_stale(server: RedisServer) -> 
         async with running(f"redis://127.0.0.1:{port}", TIMES) as registry:
             await eventually(lambda: "no answer" in registry.status().detail, "a reason")
             assert registry.status().state is RegistryState.STARTING
+
+
+def _moactl(config: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [MOACTL, "-c", str(config), *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("kind", ["sentinels", "cluster"])
+def test_moactl_speaks_to_sentinels_and_clusters(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    group: Sentinels | Cluster = request.getfixturevalue(kind)
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'[agent]\nruntime_dir = "{tmp_path}"\n[registry]\nkind = "redis"\nurl = "{group.url}"\n'
+    )
+    config.chmod(0o600)
+    for argv in (
+        ("service", "register", "/service/by-hand", "10.0.0.9:90"),
+        ("service", "show", "/service/by-hand"),
+        ("doctor", "registry"),
+    ):
+        done = _moactl(config, *argv)
+        assert done.returncode == 0, done.stderr
+        assert "s3cret" not in done.stdout + done.stderr
+    status = json.loads(_moactl(config, "registry", "status", "-o", "json").stdout)
+    assert status["registry"]["state"] == "SYNCED"
+    assert "state" in _moactl(config, "registry", "status").stdout
+    assert _moactl(config, "service", "deregister", "/service/by-hand", "10.0.0.9:90").returncode == 0

@@ -65,7 +65,7 @@ class _Group:
 
     def ask(self, port: int, *words: str | int, password: str | None = None) -> Any:
         """One command to whatever listens on a loopback port."""
-        client = redis.Redis(port=port, socket_timeout=5, protocol=2, password=password)
+        client: Any = redis.Redis(port=port, socket_timeout=5, protocol=2, password=password)
         try:
             return client.execute_command(*words)
         finally:
@@ -120,13 +120,7 @@ class Sentinels(_Group):
             return bool(replica.info("replication").get("master_link_status") == "up")
 
     def _state(self, port: int) -> dict[str, str]:
-        client = redis.Redis(port=port, socket_timeout=5, decode_responses=True, protocol=2)
-        try:
-            flat: Any = client.execute_command("SENTINEL MASTER", MASTER)
-        finally:
-            client.close()
-        if isinstance(flat, dict):
-            return {key: str(value) for key, value in flat.items()}
+        flat = [word.decode() for word in self.ask(port, "SENTINEL", "MASTER", MASTER)]
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
     def _ask_any(self, *words: str) -> Any:
@@ -136,11 +130,11 @@ class Sentinels(_Group):
         raise RuntimeError("no sentinel runs")
 
     def _start(self) -> None:
-        options = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+        options: tuple[str, ...] = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
         if self.password:
             options += ("--masterauth", self.password)
         for number in range(2):
-            more = options
+            more: tuple[str, ...] = options
             if number:
                 more += ("--replicaof", "127.0.0.1", str(self.servers[0].port))
             server = RedisServer(
@@ -203,7 +197,7 @@ class Cluster(_Group):
         return int(self.ask(self.servers[0].port, "CLUSTER", "KEYSLOT", key))
 
     def _slots(self, server: RedisServer) -> list[Any]:
-        client = redis.Redis(port=server.port, socket_timeout=5, protocol=2)
+        client: Any = redis.Redis(port=server.port, socket_timeout=5, protocol=2)
         client.set_response_callback("CLUSTER", lambda answer, **_: answer)
         try:
             return list(client.execute_command("CLUSTER", "SLOTS"))
@@ -216,10 +210,13 @@ class Cluster(_Group):
         self.ask(target.port, "CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
         self.ask(source.port, "CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
 
-    def move_keys(self, slot: int, source: RedisServer, target: RedisServer) -> int:
-        """Move every key of an open slot, one by one; how many there were."""
+    def move_keys(
+        self, slot: int, source: RedisServer, target: RedisServer, each_s: float
+    ) -> int:
+        """Move every key of an open slot, one by one and slowly; how many there were."""
         moved = 0
         while found := self.ask(source.port, "CLUSTER", "GETKEYSINSLOT", slot, 1):
+            time.sleep(each_s)
             self.ask(source.port, "MIGRATE", "127.0.0.1", target.port, found[0], 0, 5000)
             moved += 1
         return moved
@@ -231,8 +228,7 @@ class Cluster(_Group):
             self.ask(server.port, "CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
     def id_of(self, server: RedisServer) -> str:
-        node_id: bytes = self.ask(server.port, "CLUSTER", "MYID")
-        return node_id.decode() if isinstance(node_id, bytes) else str(node_id)
+        return str(self.ask(server.port, "CLUSTER", "MYID").decode())
 
     def wait_ok(self) -> None:
         """Wait until every node says that the cluster works."""
@@ -248,10 +244,7 @@ class Cluster(_Group):
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS))
         for number in range(3):
             # The bus listens 10 000 above, which must be a port as well.
-            for _ in range(50):
-                port = _free_port()
-                if port < 50_000:
-                    break
+            port = next(p for p in iter(_free_port, None) if p < 50_000)
             server = RedisServer(self.directory / f"node{number}", port, options=options)
             self.servers.append(self.stack.enter_context(server))
         share = SLOTS // len(self.servers) + 1
