@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from installer.config import Config
 from interceptor.cgroup import Cgroup
 from interceptor.node import AgentSettings
@@ -90,13 +92,16 @@ def app_settings(config: Config) -> AppSettings:
     )
 
 
-def open_registry(config: Config) -> Registry:
-    """The registry that the configuration names; nothing is read yet."""
+def open_registry(config: Config, last_known: Path | None = None) -> Registry:
+    """The registry that the configuration names; nothing is read yet.
+
+    `last_known` is for a process besides the agent: each has a copy of its own.
+    """
     if config.registry.kind == "static":
         return StaticRegistry(config.registry.file)
     assert config.registry.url is not None  # Config refuses kind = "redis" without it
     return RedisRegistry(
         RedisEndpoint.parse(config.registry.url.get_secret_value()),
-        last_known=config.last_known_path,
+        last_known=last_known or config.last_known_path,
         times=RedisTimes(sweep_interval=config.registry.sweep_s),
     )

@@ -22,6 +22,7 @@ from installer.config_sections import (
     Bpf,
     Inbound,
     Limits,
+    Lookup,
     Node,
     Peer,
     Registry,
@@ -59,6 +60,7 @@ class Config(Section):
     limits: Limits = Field(default_factory=Limits)
     peer: Peer = Field(default_factory=Peer)
     watcher: Watcher = Field(default_factory=Watcher)
+    lookup: Lookup = Field(default_factory=Lookup)
 
     @property
     def last_known_path(self) -> Path:

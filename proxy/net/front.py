@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from proxy.core.dispatch import Dialled, Verdict, judge_inbound, judge_outbound
 from proxy.core.packets import Request, judge_packet_inbound, judge_packet_outbound
-from proxy.net.forward import Forwarder
+from proxy.net.backend import Backend
 from proxy.net.packet_session import PacketSession
 from proxy.net.served import Direction, Peer, Served, SessionSettings
 from proxy.net.session import HandOver, Session
@@ -21,7 +21,7 @@ class Front:
     """Owns the sessions; `on_end` tells that one of them has gone."""
 
     def __init__(
-        self, settings: SessionSettings, forwarder: Forwarder, on_end: Callable[[], None]
+        self, settings: SessionSettings, forwarder: Backend, on_end: Callable[[], None]
     ) -> None:
         self.sessions: dict[int, Served] = {}
         self._settings = settings

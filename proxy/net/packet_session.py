@@ -15,8 +15,7 @@ from proxy.core.message import Failure, Outcome
 from proxy.core.model import Address
 from proxy.core.packets import Request, found_request, read_request, refuse
 from proxy.core.translate import packet_failure, packet_reply
-from proxy.net.exchange import Exchange
-from proxy.net.forward import Forwarder
+from proxy.net.backend import Backend, Call
 from proxy.net.packet_lane import PacketLane
 from proxy.net.packet_reader import PacketReader
 from proxy.net.served import Mode, SessionSettings
@@ -34,7 +33,7 @@ class PacketSession:
         self,
         taken: HandOver,
         settings: SessionSettings,
-        forwarder: Forwarder,
+        forwarder: Backend,
         judge: Callable[[Packet, Request, PacketSession], Verdict],
         on_end: Callable[[PacketSession], None],
     ) -> None:
@@ -60,7 +59,7 @@ class PacketSession:
             self._slow_after_s,
             self._on_slow_packet,
         )
-        self._calls: dict[Exchange, int] = {}
+        self._calls: dict[Call, int] = {}
         """What is on its way, with the size of each."""
         self._called_bytes = 0
         self._is_awaited = taken.lane.is_wanted

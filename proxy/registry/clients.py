@@ -204,16 +204,12 @@ class Directory:
                 raise
             return await self._master_by(sentinel, self.access.username, self.access.password)
 
-    async def _master_by(
-        self, sentinel: Node, username: str | None, password: str | None
-    ) -> Node:
+    async def _master_by(self, sentinel: Node, username: str | None, password: str | None) -> Node:
         options = self.access.options() | {"db": 0, "username": username, "password": password}
         limit_s = _directions_s(self.access)
         options |= {"socket_connect_timeout": limit_s, "answer_s": limit_s}
         kind = AnsweringSSLConnection if self.access.tls else AnsweringConnection
-        pool = ConnectionPool(
-            connection_class=kind, host=sentinel[0], port=sentinel[1], **options
-        )
+        pool = ConnectionPool(connection_class=kind, host=sentinel[0], port=sentinel[1], **options)
         async with aclosing(Redis.from_pool(pool)) as client:
             state: Any = await client.sentinel_master(self.name)
         if not state["is_master"] or state["is_sdown"] or state["is_odown"]:

@@ -130,7 +130,12 @@ class Sentinels(_Group):
         raise RuntimeError("no sentinel runs")
 
     def _start(self) -> None:
-        options: tuple[str, ...] = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+        options: tuple[str, ...] = (
+            "--repl-diskless-sync-delay",
+            "0",
+            "--repl-ping-replica-period",
+            "1",
+        )
         if self.password:
             options += ("--masterauth", self.password)
         for number in range(2):
@@ -210,9 +215,7 @@ class Cluster(_Group):
         self.ask(target.port, "CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
         self.ask(source.port, "CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
 
-    def move_keys(
-        self, slot: int, source: RedisServer, target: RedisServer, each_s: float
-    ) -> int:
+    def move_keys(self, slot: int, source: RedisServer, target: RedisServer, each_s: float) -> int:
         """Move every key of an open slot, one by one and slowly; how many there were."""
         moved = 0
         while found := self.ask(source.port, "CLUSTER", "GETKEYSINSLOT", slot, 1):
