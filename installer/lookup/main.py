@@ -19,17 +19,15 @@ from installer import logs
 from installer.app_settings import app_settings, open_registry
 from installer.config import DEFAULT_PATH, Config, ConfigError, load
 from installer.config_sections import listen_address
+from installer.first_table import first_table
 from installer.lookup.backend import LookupBackend
 from installer.lookup.server import LookupServer
 from proxy.core.model import Address, Instance, ServiceKey
 from proxy.net.sockets import open_listener
-from proxy.registry.base import Registry, RegistryError, RegistryState
+from proxy.registry.base import Registry, RegistryError
 from proxy.registry.lookup import ADMIN, LOOKUP
 from proxy.registry.member import parse_address
 from proxy.registry.redis import RedisRegistry
-
-FIRST_TABLE_S = 3.0
-"""How long the listener waits for the registry's first answer; then it opens anyway."""
 
 LEAVE_S = 3.0
 SPREAD_S = 0.3
@@ -64,7 +62,7 @@ async def serve(config: Config) -> None:
     registry = open_registry(config, config.last_known_path.with_name("lookup.json"))
     async with asyncio.TaskGroup() as group:
         follow = group.create_task(registry.run())
-        await _first_table(registry)
+        await first_table(registry)
         backend = LookupBackend(loop, settings.forward, registry, group.create_task)
         server = LookupServer(sock, config.lookup.max_connections, settings.session, backend)
         server.start()
@@ -80,13 +78,6 @@ async def serve(config: Config) -> None:
     if isinstance(registry, RedisRegistry):
         await registry.aclose()
     log.info("stopped")
-
-
-async def _first_table(registry: Registry) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(FIRST_TABLE_S):
-            while registry.status().state is RegistryState.STARTING:
-                await asyncio.sleep(0.02)
 
 
 def _own(config: Config) -> tuple[Instance, list[ServiceKey]] | None:

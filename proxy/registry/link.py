@@ -47,7 +47,7 @@ class Link:
         return self._pubsub
 
     async def open(self, answer_s: float, rand: random.Random) -> None:
-        """Connect and subscribe; a node of a cluster is drawn, so that a bad one is not for ever."""
+        """Connect and subscribe; a node of a cluster is drawn, so a bad one is not for ever."""
         commands = self.commands
         if isinstance(commands, RedisCluster):
             await commands.initialize()

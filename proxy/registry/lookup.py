@@ -27,7 +27,7 @@ _OWN_PROTOCOLS = frozenset({"resp", "turbo", "turbo9", "mesh"})
 
 @dataclass(frozen=True, slots=True)
 class GetService:
-    """Who serves `uri` in `protocol` (the registry's name, "" is any), as `route` would reach it."""
+    """Who serves `uri` to the caller of `route` in `protocol`: the registry's name, "" is any."""
 
     uri: str
     protocol: str
