@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.bench import registry
 from tests.bench.codecs import codec_costs
 from tests.bench.measure import (
     LoadShape,
@@ -55,6 +56,9 @@ def arguments() -> argparse.Namespace:
         "--realtime",
         action="store_true",
         help="SCHED_RR for everything measured: for a busy machine, which suffers meanwhile",
+    )
+    parser.add_argument(
+        "--registry", action="store_true", help="only the view of a large registry; needs no root"
     )
     return parser.parse_args()
 
@@ -112,6 +116,9 @@ def say(*words: str) -> None:
 
 def main() -> int:
     options = arguments()
+    if options.registry:
+        print(registry.table(registry.measure()))
+        return 0
     if options.codecs:
         options.only = ["codecs"]
     needs_world = any(part in options.only for part in PARTS[1:])
