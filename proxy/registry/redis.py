@@ -244,6 +244,7 @@ class RedisRegistry:
             link.commands, wanted, views, self._times.grace, self._times.pipeline
         )
         self._take(changed, gone)
+        self._show_state()  # what was read counts, whatever becomes of the question below
         async with asyncio.timeout(self._times.answer):
             self._complaint = await link.complaint()
         self._show_state()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
@@ -85,6 +85,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([(LOOKUP, "getService"), (ADMIN, "registerService"), (ADMIN, "x"), ("/s", "")]),
     JSON

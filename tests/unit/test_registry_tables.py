@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
@@ -21,6 +21,7 @@ steps = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(steps)
 def test_every_step_gives_what_a_whole_build_gives(
     changes: list[tuple[dict[ServiceKey, tuple[Instance, ...]], list[ServiceKey]]],
