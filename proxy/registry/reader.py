@@ -10,7 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 
 from proxy.core.model import ServiceKey
 from proxy.registry import keys
@@ -136,17 +140,26 @@ def _seen(
 
 async def _heads(client: RedisClient, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Head | str]:
     """Version and size of each; a text says why one has none."""
+    versions = [] if isinstance(client, RedisCluster) else await _versions_at_once(client, batch)
+    # What is left: services without a version, keys of another type, those of a cluster.
+    single = [key for key, version in zip_longest(batch, versions) if version is None]
     async with client.pipeline(transaction=False) as pipe:
-        for key in batch:
+        for key in single:
             pipe.get(keys.version_key(key))
+        for key in batch:
             pipe.scard(keys.service_key(key))
-        answers = iter(await pipe.execute(raise_on_error=False))
+        answers = await pipe.execute(raise_on_error=False)
+    found = dict(zip(batch, versions, strict=False)) | dict(zip(single, answers, strict=False))
     heads: dict[ServiceKey, _Head | str] = {}
-    for key in batch:
-        version, cardinality = next(answers), next(answers)
-        fault = _wrong_type(key, version) or _wrong_type(key, cardinality)
-        heads[key] = fault or _Head(_version(version), cardinality)
+    for key, cardinality in zip(batch, answers[len(single) :], strict=True):
+        fault = _wrong_type(key, found[key]) or _wrong_type(key, cardinality)
+        heads[key] = fault or _Head(_version(found[key]), cardinality)
     return heads
+
+
+async def _versions_at_once(client: Redis, batch: Sequence[ServiceKey]) -> list[Any]:
+    """One command instead of many; None also stands for a key of another type."""
+    return list(await client.mget([keys.version_key(key) for key in batch]))
 
 
 async def _contents(

@@ -295,16 +295,10 @@ def test_moactl_speaks_to_sentinels_and_clusters(
         f'[agent]\nruntime_dir = "{tmp_path}"\n[registry]\nkind = "redis"\nurl = "{group.url}"\n'
     )
     config.chmod(0o600)
-    for argv in (
-        ("service", "register", "/service/by-hand", "10.0.0.9:90"),
-        ("doctor", "registry"),
-    ):
-        done = _moactl(config, *argv)
-        assert done.returncode == 0, done.stderr
-        assert "s3cret" not in done.stdout + done.stderr
-    status = json.loads(_moactl(config, "registry", "status", "-o", "json").stdout)
-    assert status["registry"]["state"] == "SYNCED"
-    assert "state" in _moactl(config, "registry", "status").stdout
-    assert (
-        _moactl(config, "service", "deregister", "/service/by-hand", "10.0.0.9:90").returncode == 0
-    )
+    done = _moactl(config, "service", "register", "/service/by-hand", "10.0.0.9:90")
+    assert done.returncode == 0, done.stderr
+    status = _moactl(config, "registry", "status", "-o", "json")
+    assert "s3cret" not in done.stdout + done.stderr + status.stdout + status.stderr
+    seen = json.loads(status.stdout)["registry"]
+    assert seen["state"] == "SYNCED"
+    assert seen["instances"] >= 1
