@@ -11,6 +11,7 @@ from proxy.core.message import RESP_JSON, Codec, Failure, MoaReply, MoaRequest, 
 from proxy.core.model import ServiceTable
 from proxy.net.exchange import OutcomeCallback
 from proxy.net.forward import ForwardSettings
+from proxy.net.worker import Worker
 from proxy.obs.metrics import Metrics
 from proxy.registry.base import ReadOnlyRegistry, Registry, RegistryError, RegistryState
 from proxy.registry.lookup import (
@@ -30,6 +31,9 @@ from proxy.wire.resp import bulk
 MAX_CHANGES = 256
 """Changes under way at once; Redis is slow or gone when there are more, and they get 504."""
 
+MAX_BODY = 64 * 1024
+"""Of a request; what registers an instance has some hundred bytes."""
+
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
@@ -47,13 +51,20 @@ class LookupBackend:
         self.settings = settings
         self.table = ServiceTable(uris=frozenset({LOOKUP, ADMIN}))
         self.metrics = Metrics()
+        self.worker = Worker(loop)
         self._registry = registry
         self._spawn = spawn
         self._changes = 0
 
-    def prepare(self, request: MoaRequest, on_outcome: OutcomeCallback) -> LocalCall:
+    def prepare(
+        self, request: MoaRequest, on_outcome: OutcomeCallback, _zone: str | None = None
+    ) -> LocalCall:
         """See `Backend.prepare`."""
         return LocalCall(self, request, on_outcome)
+
+    def close(self) -> None:
+        """End the worker."""
+        self.worker.close()
 
     def work(self, request: MoaRequest, on_outcome: OutcomeCallback) -> None:
         """Answer at once, or when the registry has been changed."""
@@ -73,9 +84,12 @@ class LookupBackend:
 
     def _args(self, request: MoaRequest) -> object:
         """The arguments of a request whose route could be read; raises BadRequest."""
-        limits = hessian.Limits(max_bytes=self.settings.max_body_bytes)
+        limits = hessian.Limits(max_bytes=MAX_BODY)
+        body = request.body
+        if len(body) > MAX_BODY:
+            em = f"{request.route.method}: {len(body)} bytes, at most {MAX_BODY} are read"
+            raise BadRequest(Ec.SERIALIZATION, em)
         try:
-            body = request.body
             if request.speech.codec is Codec.HESSIAN2:
                 body = hessian.hessian_to_json(body, limits)
             return json.loads(body)["params"].get("args", [])

@@ -74,6 +74,7 @@ async def serve(config: Config) -> None:
         beat.cancel()
         await _leave(config, registry)
         await server.drain(config.lookup.drain_timeout_s)
+        backend.close()
         follow.cancel()
     if isinstance(registry, RedisRegistry):
         await registry.aclose()

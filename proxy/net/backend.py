@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from proxy.core.message import MoaRequest
 from proxy.core.model import Instance, ServiceTable
 from proxy.net.exchange import OutcomeCallback
+from proxy.net.worker import Worker
 from proxy.obs.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -42,7 +43,16 @@ class Backend(Protocol):
     def metrics(self) -> Metrics: ...
 
     @property
+    def worker(self) -> Worker:
+        """Another process, for bodies of many values."""
+
+    @property
     def settings(self) -> ForwardSettings: ...
 
-    def prepare(self, request: MoaRequest, on_outcome: OutcomeCallback) -> Call:
-        """A call to be started; `on_outcome` gets what came of it, unless it is cancelled."""
+    def prepare(
+        self, request: MoaRequest, on_outcome: OutcomeCallback, zone: str | None = None
+    ) -> Call:
+        """A call to be started; `on_outcome` gets what came of it, unless it is cancelled.
+
+        `zone` is that of a caller from another node, None for one of this node's.
+        """

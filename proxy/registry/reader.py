@@ -72,7 +72,7 @@ async def refreshed(
     rejected alone; every other error of Redis is raised, as is TimeoutError.
     """
     changed: dict[ServiceKey, ServiceView] = {}
-    for batch in _batches(sorted(services, key=str)):
+    for batch in batches(services):
         async with asyncio.timeout(pipeline_s):
             heads = await _heads(client, batch)
         stale = [key for key in batch if _must_read(known.get(key), heads[key])]
@@ -94,7 +94,7 @@ async def reread(
 ) -> dict[ServiceKey, ServiceView]:
     """As `refreshed`, for services that are said to have changed: one round trip, and not two."""
     changed: dict[ServiceKey, ServiceView] = {}
-    for batch in _batches(sorted(services, key=str)):
+    for batch in batches(services):
         async with asyncio.timeout(pipeline_s):
             found = await _wholes(client, batch)
         now_s = asyncio.get_running_loop().time()
@@ -222,6 +222,8 @@ def _version(raw: bytes | None) -> str | None:
     return None if raw is None else raw.decode(errors="replace")
 
 
-def _batches(services: Sequence[ServiceKey]) -> Iterator[Sequence[ServiceKey]]:
-    for start in range(0, len(services), BATCH):
-        yield services[start : start + BATCH]
+def batches(services: Iterable[ServiceKey]) -> Iterator[Sequence[ServiceKey]]:
+    """All services, in the order of their names, `BATCH` at a time."""
+    ordered = sorted(services, key=str)
+    for start in range(0, len(ordered), BATCH):
+        yield ordered[start : start + BATCH]

@@ -37,6 +37,8 @@ _FAULTS = (RegistryError, *FAULTS)
 _PUBLISH_SHARE = 0.05
 """Of the time may go into new tables: 20 000 instances in the kernel's maps take tens of ms."""
 _LONGEST_PAUSE_S = 0.5
+_GLANCE_S = 0.001
+"""For a message that is there already: redis-py takes 0 for its own limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,14 +242,25 @@ class RedisRegistry:
         views = self._holdings.views
         gone = self._holdings.unnamed(named)
         wanted = (named | views.keys()) - set(gone)
-        changed = await reader.refreshed(
-            link.commands, wanted, views, self._times.grace, self._times.pipeline
-        )
-        self._take(changed, gone)
-        self._show_state()  # what was read counts, whatever becomes of the question below
+        # Before the first table all is read at once; afterwards changes need not wait for the rest.
+        parts = list(reader.batches(wanted)) if self._was_synced else [list(wanted)]
+        for part in parts or [[]]:
+            changed = await reader.refreshed(
+                link.commands, part, views, self._times.grace, self._times.pipeline
+            )
+            self._take(changed, gone)
+            gone = []
+            self._show_state()
+            if self._was_synced:
+                await self._glance(link)
         async with asyncio.timeout(self._times.answer):
             self._complaint = await link.complaint()
         self._show_state()
+
+    async def _glance(self, link: Link) -> None:
+        """Work off a change that has been heard of already."""
+        if message := await link.pubsub.get_message(timeout=_GLANCE_S):
+            await self._reread(link, await self._gather(link.pubsub, message))
 
     async def _reread(self, link: Link, services: set[ServiceKey]) -> None:
         if not services:
