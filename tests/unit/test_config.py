@@ -219,8 +219,8 @@ def test_example_with_its_commented_keys_loads(config_file: Path) -> None:
         ),
         (
             '[lookup]\nadvertise = "0.0.0.0:1"',
-            "lookup.advertise: expected an address that others can dial (host '0.0.0.0' cannot "
-            "be connected to), saw '0.0.0.0:1'",
+            'lookup.advertise: expected an address and a port, as "10.0.0.5:15008": '
+            "host '0.0.0.0' cannot be connected to, saw '0.0.0.0:1'",
         ),
         (
             '[registry]\nkind = "etcd"',
