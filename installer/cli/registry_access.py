@@ -142,20 +142,20 @@ async def _mark(
         for name in clear:
             changed |= await writer.unmark(key, address, name)
     if changed:
-        async with aclosing(endpoint.client(ANSWER_S, connections=1)) as client:
+        async with closing(endpoint.client(ANSWER_S, connections=1)) as client:
             await log_stream.write(client, [entry])
     return changed
 
 
 async def _watch_log(endpoint: RedisEndpoint, count: int, service: str) -> list[Entry]:
-    async with aclosing(endpoint.client(ANSWER_S, connections=1)) as client:
+    async with closing(endpoint.client(ANSWER_S, connections=1)) as client:
         return await log_stream.read(client, count, service)
 
 
 async def _watchers(
     endpoint: RedisEndpoint,
 ) -> tuple[dict[str, dict[str, Any]], int, list[Offline]]:
-    async with aclosing(endpoint.client(ANSWER_S, connections=1)) as client:
+    async with closing(endpoint.client(ANSWER_S, connections=1)) as client:
         names, _ = await reader.service_names(client)
         live, now_ms = await live_watchers(client)
         return live, now_ms, await offline(client, names, ANSWER_S)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from redis.asyncio import Redis
-
 from proxy.core.model import Address, ServiceKey
 from proxy.registry import keys, watch_log, watch_scripts
+from proxy.registry.clients import RedisClient, close
 from proxy.registry.endpoint import RedisEndpoint
 from proxy.registry.member import BadMember, parse_address
 
@@ -99,7 +98,7 @@ class WatchStore:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await close(self._client)
 
     async def renew(self, facts: Mapping[str, Any]) -> Lease:
         """Renew the lease and say `facts` of oneself."""
@@ -170,7 +169,9 @@ class WatchStore:
         )  # fmt: skip
 
 
-async def offline(client: Redis, services: Iterable[ServiceKey], answer_s: float) -> list[Offline]:
+async def offline(
+    client: RedisClient, services: Iterable[ServiceKey], answer_s: float
+) -> list[Offline]:
     """What is offline of these services; an entry that cannot be read is left alone."""
     found: list[Offline] = []
     for batch in _batches(sorted(services, key=str)):
@@ -184,10 +185,12 @@ async def offline(client: Redis, services: Iterable[ServiceKey], answer_s: float
     return found
 
 
-async def live_watchers(client: Redis) -> tuple[dict[str, dict[str, Any]], int]:
+async def live_watchers(client: RedisClient) -> tuple[dict[str, dict[str, Any]], int]:
     """Every watcher that ever said something and was not ended by another, and Redis's unix ms."""
     raw: dict[Any, Any] = await client.hgetall(keys.WATCHERS)
-    seconds, micros = await client.time()
+    now: Any = await client.time()
+    # A cluster's client asks every node.
+    seconds, micros = next(iter(now.values())) if isinstance(now, dict) else now
     return parse_live(raw.keys(), raw.values()), seconds * 1000 + micros // 1000
 
 

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis
-
 from proxy.registry import keys
+from proxy.registry.clients import RedisClient
 
 MAX_ENTRIES = 10_000
 """About; Redis cuts whole nodes of the stream."""
@@ -35,7 +34,7 @@ class Entry:
     at_ms: int = 0
 
 
-async def write(client: Redis, entries: Iterable[Entry]) -> None:
+async def write(client: RedisClient, entries: Iterable[Entry]) -> None:
     """Append these; raises redis-py's errors."""
     async with client.pipeline(transaction=False) as pipe:
         for entry in entries:
@@ -48,7 +47,7 @@ async def write(client: Redis, entries: Iterable[Entry]) -> None:
         await pipe.execute()
 
 
-async def read(client: Redis, count: int, service: str = "") -> list[Entry]:
+async def read(client: RedisClient, count: int, service: str = "") -> list[Entry]:
     """The newest `count` entries, of one service or of all, the oldest of them first."""
     found: list[Entry] = []
     newest = "+"
