@@ -45,6 +45,7 @@ def _instance_facts(
         "pre": instance.pre,
         "marks": sorted(instance.marks),
         "protocols": list(instance.protocols),
+        "codec": instance.codec,
         "timeout_ms": instance.timeout_ms,
         "app": instance.app,
         "health": service.health.describe(address, now_s) if service else _HEALTHY,

@@ -27,6 +27,7 @@ from installer import logs
 from installer.admin import Admin, AgentFacts
 from installer.app_settings import app_settings, kernel_settings, open_registry
 from installer.config import DEFAULT_PATH, Config, ConfigError, load
+from installer.first_table import first_table
 from installer.kernel_gate import KernelGate
 from installer.peering import follower, open_directory
 from interceptor.cgroup import Cgroup
@@ -35,12 +36,9 @@ from interceptor.maps import Maps
 from interceptor.node import Node
 from proxy.app import AppSettings, ProxyApp
 from proxy.core.known import KnownInstances
-from proxy.registry.base import Registry, RegistryError, RegistryState
+from proxy.registry.base import RegistryError
 
 RECONCILE_S = 1.0
-FIRST_TABLE_S = 3.0
-"""How long the gate stays shut for the registry's first answer; then it opens anyway."""
-
 _SPARE_DESCRIPTORS = 1024
 
 log = structlog.get_logger("agent")
@@ -180,7 +178,7 @@ async def _serve(
         if config.peer.listen:
             follow = follower(config, agents, announce=False)
             background.append(group.create_task(follow()))
-        await _first_table(registry)
+        await first_table(registry)
         gate.reconcile()
         app.start()
         background.append(group.create_task(_beat(gate, facts, config.agent.heartbeat_ms / 1000)))
@@ -197,26 +195,6 @@ async def _serve(
         for task in background:
             task.cancel()
     log.info("stopped")
-
-
-async def _first_table(registry: Registry) -> None:
-    """Wait for the registry's first word, within reason: routing without a table is no help."""
-    changed = asyncio.Event()
-    unsubscribe = registry.subscribe(lambda _table: changed.set())
-    try:
-        async with asyncio.timeout(FIRST_TABLE_S):
-            while registry.status().state is RegistryState.STARTING:
-                changed.clear()
-                try:
-                    async with asyncio.timeout(0.05):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
-    except TimeoutError:
-        status = registry.status()
-        log.warning("registry is silent", state=status.state.value, detail=status.detail)
-    finally:
-        unsubscribe()
 
 
 async def _beat(gate: KernelGate, facts: AgentFacts, interval_s: float) -> None:

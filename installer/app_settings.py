@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from installer.config import Config
 from installer.config_failover import policies_of
 from interceptor.cgroup import Cgroup
@@ -21,9 +23,6 @@ from proxy.wire.resp import Limits
 
 LANE_CONNECT_S = 10.0
 """For plain traffic to the address that was dialled: three lost SYNs are no reason to fail."""
-
-SHARED_CONNECTIONS = 2
-"""To an instance that takes many requests on each; two, so that one that ends is no gap."""
 
 PACKETS_AT_ONCE = 128
 """Of one client that sends binary packets; what is beyond waits in its socket."""
@@ -82,7 +81,8 @@ def app_settings(config: Config) -> AppSettings:
             policies=policies_of(config.failover, config.service),
             pool=PoolSettings(
                 size=limits.pool_size,
-                shared_size=SHARED_CONNECTIONS,
+                shared_size=limits.shared_pool_size,
+                shared_requests=limits.shared_requests,
                 queue=limits.pool_queue,
                 connect_timeout_s=connect_timeout_s,
                 idle_ping_s=limits.idle_ping_s,
@@ -94,13 +94,16 @@ def app_settings(config: Config) -> AppSettings:
     )
 
 
-def open_registry(config: Config) -> Registry:
-    """The registry that the configuration names; nothing is read yet."""
+def open_registry(config: Config, last_known: Path | None = None) -> Registry:
+    """The registry that the configuration names; nothing is read yet.
+
+    `last_known` is for a process besides the agent: each has a copy of its own.
+    """
     if config.registry.kind == "static":
         return StaticRegistry(config.registry.file)
     assert config.registry.url is not None  # Config refuses kind = "redis" without it
     return RedisRegistry(
         RedisEndpoint.parse(config.registry.url.get_secret_value()),
-        last_known=config.last_known_path,
+        last_known=last_known or config.last_known_path,
         times=RedisTimes(sweep_interval=config.registry.sweep_s),
     )

@@ -23,6 +23,7 @@ from installer.config_sections import (
     Bpf,
     Inbound,
     Limits,
+    Lookup,
     Node,
     Peer,
     Registry,
@@ -30,6 +31,7 @@ from installer.config_sections import (
     Scope,
     Section,
 )
+from installer.config_watcher import Watcher
 
 __all__ = [
     "DEFAULT_PATH",
@@ -62,6 +64,8 @@ class Config(Section):
     service: Annotated[
         tuple[ServiceOverride, ...], Field(strict=False, max_length=MAX_OVERRIDES)
     ] = Field((), description="A service that differs from [failover]; as many as there are.")
+    watcher: Watcher = Field(default_factory=Watcher)
+    lookup: Lookup = Field(default_factory=Lookup)
 
     @property
     def last_known_path(self) -> Path:
@@ -70,7 +74,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _values_stand_together(self) -> Config:
-        problems = [*_port_problems(self), *_time_problems(self), *_scope_problems(self)]
+        problems = [
+            *_port_problems(self),
+            *_time_problems(self),
+            *_watcher_problems(self),
+            *_scope_problems(self),
+        ]
         if self.peer.listen and not self.node.application:
             problems.append(Problem("node.application", "a name, as peer.listen is set"))
         problems += _failover_problems(self)
@@ -167,6 +176,17 @@ def _time_problems(config: Config) -> Iterator[Problem]:
             f"less than limits.idle_close_s ({limits.idle_close_s})",
             limits.idle_ping_s,
         )
+
+
+def _watcher_problems(config: Config) -> Iterator[Problem]:
+    watcher = config.watcher
+    if watcher.timeout_ms >= watcher.interval_ms:
+        expected = f"less than watcher.interval_ms ({watcher.interval_ms})"
+        yield Problem("watcher.timeout_ms", expected, watcher.timeout_ms)
+    if watcher.lease_ms < 2 * watcher.interval_ms:
+        # The lease is renewed twice a round; one late renewal must not end it.
+        expected = f"at least twice watcher.interval_ms ({watcher.interval_ms})"
+        yield Problem("watcher.lease_ms", expected, watcher.lease_ms)
 
 
 def _scope_problems(config: Config) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,6 +36,24 @@ def _redis_url(url: SecretStr) -> SecretStr:
     except RegistryError as error:
         raise ValueError(f"a {error}") from None
     return url
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """The host and port of `1.2.3.4:5000`, `0.0.0.0:5000` or `[::1]:5000`; raises ValueError."""
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        ip = ipaddress.ip_address(bare)
+        if (ip.version == 6) == (bare != host) and int(port) in range(65536):
+            return str(ip), int(port)
+    except ValueError:
+        pass
+    raise ValueError("a numeric address and a port, as 0.0.0.0:15010")
+
+
+def _listen(text: str) -> str:
+    listen_address(text)
+    return text
 
 
 def _address(text: str) -> str:
@@ -232,6 +251,16 @@ class Limits(Section):
     pool_queue: int = Field(
         1024, ge=0, le=65_536, description="Requests that wait for one of these connections."
     )
+    shared_pool_size: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Connections to one instance that takes many requests on each, as binary "
+        "packets do; two, so that one that ends is no gap.",
+    )
+    shared_requests: int = Field(
+        128, ge=1, le=65_536, description="Requests under way at once on one of these."
+    )
     pipeline_depth: int = Field(
         1,
         ge=1,
@@ -256,4 +285,22 @@ class Limits(Section):
     )
     idle_close_s: int = Field(
         60, ge=1, le=86_400, description="An idle upstream connection is closed after so long."
+    )
+
+
+class Lookup(Section):
+    listen: Annotated[str, AfterValidator(_listen)] = Field(
+        "127.0.0.1:15010", description="Where moa-lookup serves; port 0: the kernel chooses."
+    )
+    advertise: AddressText | None = Field(
+        None,
+        description="The address that moa-lookup registers itself with; not registered without.",
+        examples=["10.0.0.5:15010"],
+    )
+    heartbeat_s: int = Field(10, ge=1, le=60, description="How often it registers itself again.")
+    max_connections: int = Field(
+        10_000, ge=1, le=1_000_000, description="Clients at once; more wait to be accepted."
+    )
+    drain_timeout_s: int = Field(
+        10, ge=0, le=3600, description="How long a stopping moa-lookup waits for its connections."
     )

@@ -147,6 +147,7 @@ class ProxyApp:
     def start(self) -> None:
         """Listen and open the gate; raises `OSError` that names the address that is taken."""
         self._on_table(self.registry.table)
+        self._gate.follow()
         self.registry.subscribe(self._on_table)
         self.listeners = self._listen()
         accept: dict[socket.socket | None, Callable[[socket.socket], None]] = {
@@ -182,9 +183,12 @@ class ProxyApp:
         )
 
     def _on_table(self, table: ServiceTable) -> None:
+        # A registry that knows of no other address hands on the same set.
+        moved = table.addresses is not self.forwarder.table.addresses
         self.known.update(table.addresses, self._loop.time())
         self.forwarder.update(table)
-        self._gate.follow()
+        if moved:
+            self._gate.follow()
 
     def _source_for(self, address: Address) -> str | None:
         """A service of this node is reached without the detour over our own inbound side."""

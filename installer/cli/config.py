@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 from pydantic import BaseModel, SecretStr
@@ -103,9 +102,10 @@ def _plain(value: Any) -> Any:
 
 def _without_secrets(url: str) -> str:
     """A URL with everything left out that may hold a password."""
-    parts = urlsplit(url)
-    at = "***@" if "@" in parts.netloc else ""
-    return f"{parts.scheme}://{at}{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    at = "***@" if "@" in authority else ""
+    return f"{scheme}://{at}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def _toml(sections: dict[str, Any]) -> str:

@@ -19,6 +19,12 @@ COMMANDS = {
     "tap": Lazy(f"{_HERE}.tap", "tap", "Show the kernel's decisions as they happen."),
     "service": Lazy(f"{_HERE}.service", "service", "Look at services and change them."),
     "route": Lazy(f"{_HERE}.route", "route", "Look at how requests are routed."),
+    "instance": Lazy(
+        f"{_HERE}.instance",
+        "instance",
+        "Take instances out of traffic by hand, and give them back.",
+    ),
+    "watcher": Lazy(f"{_HERE}.watcher", "watcher", "Look at the watchers and what they did."),
     "registry": Lazy(f"{_HERE}.registry", "registry", "Look at the registry."),
     "config": Lazy(f"{_HERE}.config", "config", "Check and show the configuration."),
     "doctor": Lazy(f"{_HERE}.doctor", "doctor", "Say what is wrong here and what to do."),

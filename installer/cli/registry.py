@@ -41,6 +41,7 @@ def status(session: Session) -> None:
         [
             ("kind", found.get("kind")),
             ("state", found.get("state")),
+            ("since", _utc(since_s) if since_s else None),
             ("for", duration(time.time() - since_s) if since_s else None),
             ("services", found.get("services")),
             ("instances", found.get("instances")),
@@ -56,16 +57,20 @@ def status(session: Session) -> None:
     emit(session, "registry.status/1", {"source": source, "registry": found}, *blocks)
 
 
+def _utc(unix_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_s))
+
+
 def _ask(session: Session) -> dict[str, Any]:
     snapshot = registry_access.read(session.config())
     services = {key.uri for key, instances in snapshot.instances_by_key.items() if instances}
     return {
         "kind": snapshot.kind,
-        "state": "SYNCED",
+        "state": "DEGRADED" if snapshot.complaint else "SYNCED",
         "since_unix_s": time.time(),
         "services": len(services),
         "instances": sum(map(len, snapshot.instances_by_key.values())),
-        "detail": snapshot.source,
+        "detail": snapshot.complaint or snapshot.source,
         "broken_members": len(snapshot.broken),
         "broken": list(snapshot.broken[:_EXAMPLES]),
     }

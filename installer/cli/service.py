@@ -59,8 +59,8 @@ def show(session: Session, name: str) -> None:
         raise Failure(text, "moactl service list")
     rows = [(s["group"], *_instance_row(i)) for s in found for i in s["instances"]]
     headings = (
-        "GROUP", "ADDRESS", "WEIGHT", "NOW", "ZONE", "PRE", "MARKS", "PROTOCOLS", "HEALTH",
-        "UNTIL", "WHY", "LATENCY", "IN FLIGHT",
+        "GROUP", "ADDRESS", "WEIGHT", "NOW", "ZONE", "PRE", "MARKS", "PROTOCOLS", "CODEC",
+        "HEALTH", "UNTIL", "WHY", "LATENCY", "IN FLIGHT",
     )  # fmt: skip
     table = Table(headings, rows, title=uri, empty="no instances")
     emit(session, "service.show/1", {"source": source, "services": found}, table)
@@ -72,21 +72,28 @@ def show(session: Session, name: str) -> None:
 @click.option("--weight", type=int, default=DEFAULT_WEIGHT, show_default=True)
 @click.option("--zone", default="", help="Preferred by callers of this zone.")
 @click.option("--proto", multiple=True, default=("resp",), help="May repeat. [default: resp]")
+@click.option(
+    "--codec",
+    type=click.Choice(["json", "hessian2"]),
+    default="json",
+    show_default=True,
+    help="Of the bodies in binary packets.",
+)
 @click.option("--pre", is_flag=True, help="Only for pre-release callers.")
 @_group_option
 @shared_options
 @pass_session
 def register(
     session: Session, name: str, hostport: str, weight: int, zone: str, proto: tuple[str, ...],
-    pre: bool, group: str,
+    codec: str, pre: bool, group: str,
 ) -> None:  # fmt: skip
     """Enter an instance of NAME.
 
     It takes the place of any other with the address HOST:PORT. Whoever registers a service by
     hand also keeps it alive: the registry's alive check may take it out.
     """
-    key, address = _key(name, group), _address(hostport)
-    instance = Instance(address, protocols=proto, weight=weight, zone=zone, pre=pre)
+    key, address = key_of(name, group), address_of(hostport)
+    instance = Instance(address, protocols=proto, codec=codec, weight=weight, zone=zone, pre=pre)
     try:
         member = format_member(instance)
     except BadMember as error:
@@ -111,7 +118,7 @@ def deregister(session: Session, name: str, hostport: str, group: str) -> None:
 
     It is no error when the instance is not there.
     """
-    key, address = _key(name, group), _address(hostport)
+    key, address = key_of(name, group), address_of(hostport)
     config = session.config()
     registry_access.deregister(config, key, address)
     data = {
@@ -121,7 +128,8 @@ def deregister(session: Session, name: str, hostport: str, group: str) -> None:
     emit(session, "service.deregister/1", data, f"{address} is not registered for {key} any more")
 
 
-def _key(name: str, group: str) -> ServiceKey:
+def key_of(name: str, group: str = ANY_GROUP) -> ServiceKey:
+    """The service of NAME or NAME#GROUP; raises click's usage error."""
     parsed = ServiceKey.parse(name)
     if "#" in name and group != ANY_GROUP:
         raise click.UsageError("say the group once: NAME#GROUP or --group")
@@ -133,7 +141,8 @@ def _key(name: str, group: str) -> ServiceKey:
     return key
 
 
-def _address(hostport: str) -> Address:
+def address_of(hostport: str) -> Address:
+    """The address of HOST:PORT; raises click's usage error."""
     try:
         return parse_address(hostport)
     except BadMember as error:
@@ -188,6 +197,7 @@ def _instance(instance: Instance) -> dict[str, Any]:
         "pre": instance.pre,
         "marks": sorted(instance.marks),
         "protocols": list(instance.protocols),
+        "codec": instance.codec,
         "timeout_ms": instance.timeout_ms,
         "app": instance.app,
         "health": None,
@@ -198,7 +208,7 @@ def _instance(instance: Instance) -> dict[str, Any]:
 
 
 def _instance_row(instance: dict[str, Any]) -> tuple[object, ...]:
-    names = ("address", "weight", "weight_now", "zone", "pre", "marks", "protocols")
+    names = ("address", "weight", "weight_now", "zone", "pre", "marks", "protocols", "codec")
     values = [instance.get(name) for name in names]
     health = instance.get("health") or {}
     until_s, latency_ms = health.get("until_s"), instance.get("latency_ms")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from redis.exceptions import RedisError
-
 from installer import agent_lock
 from installer.client import AgentError
 from installer.doctor.check import Check, Result, Severity, fail, ok, skip, warn
@@ -11,6 +9,7 @@ from installer.doctor.probes import REGISTRY_DEADLINE_S, Probes
 from installer.node_state import Installed
 from interceptor.errors import Incomplete, InterceptorError
 from proxy.registry.base import RegistryError
+from proxy.registry.clients import FAULTS
 from proxy.registry.endpoint import RedisEndpoint
 
 _REMOVE = "moactl uninstall, then moactl agent run"
@@ -34,7 +33,7 @@ def _registry(probes: Probes) -> Result:
         return ok(probes.registry())
     except TimeoutError:
         why = f"no answer within {REGISTRY_DEADLINE_S:g} s"
-    except (RegistryError, RedisError, OSError) as error:
+    except (RegistryError, *FAULTS) as error:
         why = str(error) or type(error).__name__
     if config.kind == "static" or config.url is None:
         return fail(why, "check registry.file")  # whose name is in every text

@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from interceptor.bpffs import PinTree, mounted_at
 from interceptor.node import Node
 from interceptor.probe import Features, Support
 from proxy.registry import static
+from proxy.registry.clients import closing
 from proxy.registry.endpoint import RedisEndpoint
 
 REGISTRY_DEADLINE_S = 3.0
@@ -156,8 +157,8 @@ def _read_registry(config: Config) -> str:
 
 async def _ping(endpoint: RedisEndpoint) -> str:
     async with asyncio.timeout(REGISTRY_DEADLINE_S):
-        async with aclosing(endpoint.client(REGISTRY_DEADLINE_S, connections=1)) as client:
-            await client.execute_command("PING")  # type: ignore[no-untyped-call]
+        async with closing(endpoint.client(REGISTRY_DEADLINE_S, connections=1)) as client:
+            await client.execute_command("PING")
     return f"{endpoint} answers"
 
 

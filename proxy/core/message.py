@@ -57,7 +57,7 @@ class MoaRequest(NamedTuple):
 
 
 class MoaReply(NamedTuple):
-    """A reply of an instance; `raw` is what it sent.
+    """A reply of an instance; `raw` is what it sent, empty once the body was translated.
 
     `body` is not compressed; it is None when there is none that could be read, and `problem`
     says why.

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from functools import partial
 
+from proxy.core import heavy
 from proxy.core.dispatch import Answer, Dialled, Forward, Splice, ToOriginal, Verdict
 from proxy.core.message import Codec, Failure, MoaRequest, speech_of_packet
 from proxy.core.model import ServiceTable
 from proxy.core.translate import packet_failure
 from proxy.wire import hessian
-from proxy.wire.moa import UNSENT, BadRequest, Ec, NotMoa
+from proxy.wire.moa import UNSENT, BadRequest, Ec, NotMoa, Route
 from proxy.wire.moa_scan import scan_route
 from proxy.wire.redis_server import Counters, info_json
 from proxy.wire.turbo import (
@@ -30,8 +31,12 @@ from proxy.wire.turbo_types import HEAD9, HEAD19
 _NOTHING = Answer(b"")
 
 
-def read_request(packet: Packet, max_body: int) -> MoaRequest | BadRequest | None:
-    """The request in a packet; None when it is no MOA request."""
+Request = MoaRequest | BadRequest | None
+"""What a packet asks for; None when it is no MOA request."""
+
+
+def read_request(packet: Packet, max_body: int) -> Request | heavy.Job:
+    """The request in a packet, or the job that finds its route where that takes long."""
     if packet.cmd is not Cmd.REQ:
         return None
     speech = speech_of_packet(packet)
@@ -40,7 +45,11 @@ def read_request(packet: Packet, max_body: int) -> MoaRequest | BadRequest | Non
         if speech.codec is Codec.JSON:
             route = scan_route(body)
         else:
-            route = hessian.scan_route(body, hessian.Limits(max_bytes=max_body))
+            limits = hessian.Limits(max_bytes=max_body)
+            try:
+                route = hessian.scan_route(body, limits, heavy.SCAN_STEPS)
+            except hessian.LongScan:
+                return heavy.Job(b"r", body, max_body)
     except BodyError as error:
         return BadRequest(Ec.SERIALIZATION, str(error))
     except NotMoa:
@@ -50,18 +59,25 @@ def read_request(packet: Packet, max_body: int) -> MoaRequest | BadRequest | Non
     return MoaRequest(route, body, speech, packet.raw)
 
 
+def found_request(packet: Packet, job: heavy.Job, done: heavy.Done) -> Request:
+    """The request whose route was found by a job."""
+    route = heavy.route_of(done)
+    if not isinstance(route, Route):
+        return route
+    return MoaRequest(route, job.body, speech_of_packet(packet), packet.raw)
+
+
 def judge_packet_outbound(
     packet: Packet,
+    request: Request,
     table: ServiceTable,
     dialled: Dialled,
     *,
     spoke_moa: bool,
     is_first: bool,
-    max_body: int,
     counters: Counters,
 ) -> Verdict:
     """The verdict on a packet of a local client; `spoke_moa` as in `judge_outbound`."""
-    request = read_request(packet, max_body)
     if isinstance(request, MoaRequest):
         if table.knows(request.route.uri):
             return Forward(request)
@@ -82,9 +98,8 @@ def judge_packet_outbound(
     return Answer(own) if is_moa else ToOriginal(lambda: own)
 
 
-def judge_packet_inbound(packet: Packet, *, is_first: bool, max_body: int) -> Verdict:
+def judge_packet_inbound(packet: Packet, request: Request, *, is_first: bool) -> Verdict:
     """The verdict on a packet for a local service: it decides itself about everything."""
-    request = read_request(packet, max_body)
     if request is None:
         if is_first and packet.cmd is Cmd.REQ:
             return Splice()

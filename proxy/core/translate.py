@@ -27,7 +27,11 @@ def request_frame(request: MoaRequest, speech: Speech, max_body: int) -> bytes:
     """
     if request.speech == speech:
         return request.raw
-    body = _in_codec(request.body, request.speech.codec, speech.codec, max_body)
+    return request_of(in_codec(request.body, request.speech.codec, speech.codec, max_body), speech)
+
+
+def request_of(body: bytes, speech: Speech) -> bytes:
+    """The bytes that ask an instance which is spoken to so, with a body in its codec."""
     if speech.wire is Wire.RESP:
         return encode_command(b"GET", body)
     if speech.wire is Wire.TURBO9:
@@ -52,7 +56,7 @@ def packet_reply(outcome: Outcome, to: Packet, max_body: int) -> bytes:
     speech = _speech_of(to)
     if isinstance(outcome, Failure):
         return packet_failure(outcome, to)
-    if outcome.speech == speech:
+    if outcome.speech == speech and outcome.raw:
         return b"".join((to.raw[:4], memoryview(outcome.raw)[4:]))
     try:
         body = _reply_body(outcome, speech.codec, max_body)
@@ -70,11 +74,14 @@ def packet_failure(failure: Failure, to: Packet) -> bytes:
 
 def _reply_body(reply: MoaReply, codec: Codec, max_body: int) -> bytes:
     if reply.body is None:
-        raise CannotTranslate(f"the instance's reply has no body to translate: {reply.problem}")
-    return _in_codec(reply.body, reply.speech.codec, codec, max_body)
+        raise CannotTranslate(
+            f"the instance's reply cannot be told in {codec.value}: {reply.problem}"
+        )
+    return in_codec(reply.body, reply.speech.codec, codec, max_body)
 
 
-def _in_codec(body: bytes, source: Codec, target: Codec, max_body: int) -> bytes:
+def in_codec(body: bytes, source: Codec, target: Codec, max_body: int) -> bytes:
+    """The body in another codec; raises CannotTranslate. Takes time for each of its values."""
     if source is target:
         return body
     limits = Limits(max_bytes=max_body)

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from proxy.core import heavy
 from proxy.core.balancer import NOBODY, Node, Place
 from proxy.core.deadline import effective_timeout_s, request_timeout_ms
 from proxy.core.message import Failure, MoaReply, MoaRequest, Outcome, reply_of, speech_of
@@ -19,7 +20,8 @@ from proxy.core.model import Address, Instance
 from proxy.core.retry import may_retry
 from proxy.core.routing import Candidates
 from proxy.core.service import Service
-from proxy.core.translate import CannotTranslate, request_frame
+from proxy.core.translate import CannotTranslate, request_frame, request_of
+from proxy.net.deadlines import Wheel
 from proxy.net.hedge import Hedge
 from proxy.net.pool import Pool
 from proxy.net.pool_types import Unavailable, Waiter
@@ -43,6 +45,10 @@ OutcomeCallback = Callable[[Outcome], None]
 _NOT_TRIED = Unavailable("no instance")
 
 
+def _ignore(_outcome: Outcome) -> None:
+    return
+
+
 class Exchange:
     """A request and the way to its one reply."""
 
@@ -55,8 +61,10 @@ class Exchange:
         "_done",
         "_extra",
         "_forwarder",
+        "_frame",
         "_hedge",
         "_hedge_timer",
+        "_is_translating",
         "_last",
         "_node",
         "_number",
@@ -66,9 +74,9 @@ class Exchange:
         "_sent_on",
         "_service",
         "_speech",
-        "_timer",
         "_tried",
         "_waiter",
+        "_wheel",
         "_zone",
         "instance",
     )
@@ -101,8 +109,11 @@ class Exchange:
         self._waiter: Waiter | None = None
         self._sent_on: Upstream | None = None
         self._number = 0
+        self._frame: bytes | None = None
+        """What a job made of the request, for an instance that is spoken to as `_speech`."""
+        self._is_translating = False
         self._speech = request.speech
-        self._timer: asyncio.TimerHandle | None = None
+        self._wheel: Wheel | None = None
         self._done = False
         self.instance: Instance | None = None
 
@@ -132,7 +143,7 @@ class Exchange:
     def _try(self, place: Place, now_s: float) -> None:
         instance, node = place
         forwarder, service = self._forwarder, self._service
-        if self._timer is None:
+        if self._wheel is None:
             props = self._request.route.props
             timeout_s = effective_timeout_s(
                 request_ms=request_timeout_ms(props) if props else None,
@@ -142,13 +153,16 @@ class Exchange:
             )
             service.used_s = now_s
             self._deadline_s = now_s + timeout_s
-            self._timer = forwarder.loop.call_at(self._deadline_s, self._expire)
+            self._wheel = forwarder.deadlines.of(timeout_s)
+            self._wheel.add(self._expire, self._deadline_s)
         self._attempt += 1
         self._begun_s = now_s
         self._node = node
         self.instance = instance
         service.begin(node, now_s)
-        self._speech = speech_of(instance, self._request.speech)
+        speech = speech_of(instance, self._request.speech)
+        if speech != self._speech:
+            self._speech, self._frame = speech, None
         # Kept: the table, and with it the address's pool, may change before the reply.
         self._pool = forwarder.pools.get(instance.address, self._speech.wire)
         self._waiter = Waiter(self._on_connection, self._on_unavailable)
@@ -181,20 +195,43 @@ class Exchange:
         self._waiter = None
         pool = self._pool
         assert pool is not None
-        try:
-            frame = request_frame(
-                self._request, self._speech, self._forwarder.settings.max_body_bytes
-            )
-        except CannotTranslate as error:
-            pool.release(upstream)
-            self._leave_node()
-            uri = self._request.route.uri
-            self._fail(Ec.SERIALIZATION, f"{uri}: {error}; the request was not sent")
-            return
+        limit, frame = self._forwarder.settings.max_body_bytes, self._frame
+        if self._request.speech == self._speech:
+            frame = self._request.raw
+        elif frame is None:
+            job = heavy.translation(self._request, self._speech.codec, limit)
+            if job is not None:
+                pool.release(upstream)
+                self._is_translating = True
+                self._forwarder.worker.ask(job, self._on_request_translated)
+                return
+            try:
+                frame = request_frame(self._request, self._speech, limit)
+            except CannotTranslate as error:
+                pool.release(upstream)
+                self._fail_translation(str(error))
+                return
         self._sent_on = upstream
         self._number = upstream.send(frame, self._on_upstream_reply, self._on_loss)
         if self._service.p95 is not None and not self._extra and self._sent_on is not None:
             self._plan_hedge(self._service.p95.value_s())
+
+    def _on_request_translated(self, done: heavy.Done) -> None:
+        """Another process has translated the body: on with it, over whichever connection."""
+        self._is_translating = False
+        if self._done:
+            return
+        if done.failure:
+            self._fail_translation(done.failure)
+            return
+        assert self._pool is not None
+        self._frame = request_of(done.data, self._speech)
+        self._waiter = Waiter(self._on_connection, self._on_unavailable)
+        self._pool.acquire(self._waiter)
+
+    def _fail_translation(self, why: str) -> None:
+        self._leave_node()
+        self._fail(Ec.SERIALIZATION, f"{self._request.route.uri}: {why}; the request was not sent")
 
     def _on_unavailable(self, why: Unavailable) -> None:
         self._waiter = None
@@ -247,7 +284,7 @@ class Exchange:
             self._on_sent_failure(node, reply)
         else:
             forwarder.metrics.ok += 1
-            self._end(reply)
+            self._end_with(reply)
 
     def _on_loss(self, why: str) -> None:
         upstream, self._sent_on = self._sent_on, None
@@ -306,7 +343,8 @@ class Exchange:
         sent = self._sent_on is not None or self._last is not None
         now_s = forwarder.loop.time()
         # A loop that stood still (SIGSTOP, a frozen machine) may not have read the reply.
-        if self._node is not None and now_s - self._deadline_s < STALL_S:
+        is_ours = self._is_translating or now_s - self._deadline_s >= STALL_S
+        if self._node is not None and not is_ours:
             self._service.timed_out(self._node, self._request.route.method, self._begun_s, now_s)
             self._counts.transport_failures += 1
         self._let_go()
@@ -348,12 +386,13 @@ class Exchange:
             self._let_go()
             self._counts.hedges_won += 1
             self._forwarder.metrics.ok += 1
-            self._end(reply)
+            self._end_with(reply)
         elif self._last is not None and self._node is None:
             self._end_failed(self._last)
 
     def cancel(self) -> None:
         """The client has gone. Over RESP, closing is how the server learns it."""
+        self._on_outcome = _ignore
         if not self._done:
             self._forwarder.metrics.clients_cancelled += 1
             self._let_go()
@@ -383,7 +422,7 @@ class Exchange:
             self._fail(outcome.ec, outcome.em)
         else:
             self._forwarder.metrics.transport_errors += 1
-            self._end(outcome)
+            self._end_with(outcome)
 
     def _fail(self, ec: Ec, em: str) -> None:
         if self._done:
@@ -391,6 +430,21 @@ class Exchange:
         self._forwarder.metrics.failed += 1
         self._counts.failed += 1
         self._end(Failure(ec, em))
+
+    def _end_with(self, reply: MoaReply) -> None:
+        """The reply is here: it is only the caller that waits for its translation."""
+        codec = self._request.speech.codec
+        if reply.speech.codec is codec:
+            self._end(reply)
+            return
+        job = heavy.translation(reply, codec, self._forwarder.settings.max_body_bytes)
+        if job is None:
+            self._end(reply)
+            return
+        self._finish()
+        self._forwarder.worker.ask(
+            job, lambda done: self._on_outcome(heavy.translated(reply, codec, done))
+        )
 
     def _end(self, outcome: Outcome) -> None:
         self._finish()
@@ -400,8 +454,8 @@ class Exchange:
         self._done = True
         self._forwarder.metrics.in_flight -= 1
         self._service.in_flight -= 1
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._wheel is not None:
+            self._wheel.remove(self._expire)
         if self._hedge_timer is not None:
             self._hedge_timer.cancel()
         if self._hedge is not None:

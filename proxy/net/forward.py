@@ -12,9 +12,11 @@ from proxy.core.model import Address, ServiceTable
 from proxy.core.policy import DEFAULT_POLICIES, Policies
 from proxy.core.routing import Candidates, Router
 from proxy.core.service import Service, Services
+from proxy.net.deadlines import Deadlines
 from proxy.net.exchange import Exchange, OutcomeCallback
 from proxy.net.pool_types import PoolSettings
 from proxy.net.pools import Pools
+from proxy.net.worker import Worker
 from proxy.obs.metrics import Metrics
 from proxy.wire.moa import Route
 
@@ -51,6 +53,8 @@ class Forwarder:
         self.metrics = metrics
         self.services = Services(settings.policies, rand)
         self.pools = Pools(loop, settings.pool, metrics, source_for)
+        self.worker = Worker(loop)
+        self.deadlines = Deadlines(loop)
         self._router = router
 
     def update(self, table: ServiceTable) -> None:
@@ -82,3 +86,4 @@ class Forwarder:
         """Fail what waits; nothing is sent any more."""
         self.table = ServiceTable()
         self.pools.close()
+        self.worker.close()

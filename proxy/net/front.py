@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable
 
 from proxy.core.dispatch import Dialled, Verdict, judge_inbound, judge_outbound
-from proxy.core.packets import judge_packet_inbound, judge_packet_outbound
-from proxy.net.forward import Forwarder
+from proxy.core.packets import Request, judge_packet_inbound, judge_packet_outbound
+from proxy.net.backend import Backend
 from proxy.net.packet_session import PacketSession
 from proxy.net.served import Direction, Peer, Served, SessionSettings
 from proxy.net.session import HandOver, Session
@@ -21,7 +21,7 @@ class Front:
     """Owns the sessions; `on_end` tells that one of them has gone."""
 
     def __init__(
-        self, settings: SessionSettings, forwarder: Forwarder, on_end: Callable[[], None]
+        self, settings: SessionSettings, forwarder: Backend, on_end: Callable[[], None]
     ) -> None:
         self.sessions: dict[int, Served] = {}
         self._settings = settings
@@ -57,7 +57,7 @@ class Front:
             taken,
             self._settings,
             self._forwarder,
-            self._judge_packet if is_outbound else self._judge_packet_inbound,
+            self._judge_packet if is_outbound else _judge_packet_inbound,
             lambda _session: self._forget(number),
         )
         self.sessions[number] = session
@@ -78,21 +78,17 @@ class Front:
             state=session.state,
         )
 
-    def _judge_packet(self, packet: Packet, session: PacketSession) -> Verdict:
+    def _judge_packet(self, packet: Packet, request: Request, session: PacketSession) -> Verdict:
         self._counters.recv += 1
         return judge_packet_outbound(
             packet,
+            request,
             self._forwarder.table,
             _dialled(session.peer),
             spoke_moa=session.spoke_moa,
             is_first=not session.requests,
-            max_body=self._settings.max_packet,
             counters=self._counters,
         )
-
-    def _judge_packet_inbound(self, packet: Packet, session: PacketSession) -> Verdict:
-        is_first = not session.requests
-        return judge_packet_inbound(packet, is_first=is_first, max_body=self._settings.max_packet)
 
 
 def _dialled(peer: Peer) -> Dialled:
@@ -101,3 +97,7 @@ def _dialled(peer: Peer) -> Dialled:
 
 def _judge_inbound(command: Command, _session: Session) -> Verdict:
     return judge_inbound(command)
+
+
+def _judge_packet_inbound(packet: Packet, request: Request, session: PacketSession) -> Verdict:
+    return judge_packet_inbound(packet, request, is_first=not session.requests)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from proxy.core import heavy
 from proxy.core.balancer import Place
 from proxy.core.message import MoaReply, MoaRequest, reply_of, speech_of
 from proxy.core.service import Service
@@ -68,6 +69,11 @@ class Hedge:
     def _on_connection(self, upstream: Upstream) -> None:
         self._waiter = None
         limit = self._forwarder.settings.max_body_bytes
+        if heavy.translation(self._request, self._speech.codec, limit) is not None:
+            # What takes a process of its own to translate is not worth a second attempt.
+            self._pool.release(upstream)
+            self._end(None)
+            return
         try:
             frame = request_frame(self._request, self._speech, limit)
         except CannotTranslate:

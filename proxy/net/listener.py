@@ -55,20 +55,31 @@ class Acceptor:
         self.stop()
         self.sock.close()
 
+    def finish(self) -> None:
+        """Accept who is connected already, then close: a client that waits is not reset."""
+        while self._accept_some():
+            continue
+        self.close()
+
     def _on_readable(self) -> None:
+        self._accept_some()
+
+    def _accept_some(self) -> bool:
+        """Accept a batch; whether there may be more."""
         for _ in range(_BATCH):
             try:
                 accepted, _peer = self.sock.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except OSError as e:
                 if e.errno in _FULL:
                     self._pause()
-                    return
+                    return False
                 continue  # The peer left before we came: ECONNABORTED and its kin.
             accepted.setblocking(False)
             prepare_connection(accepted)
             self._on_accept(accepted)
+        return True
 
     def _pause(self) -> None:
         self.stop()

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
+from proxy.core.heavy import Done, Job
 from proxy.core.message import Failure, Outcome
 from proxy.core.model import Address
-from proxy.core.packets import refuse
+from proxy.core.packets import Request, found_request, read_request, refuse
 from proxy.core.translate import packet_failure, packet_reply
-from proxy.net.exchange import Exchange
-from proxy.net.forward import Forwarder
+from proxy.net.backend import Backend, Call
 from proxy.net.packet_lane import PacketLane
 from proxy.net.packet_reader import PacketReader
 from proxy.net.served import Mode, SessionSettings
@@ -33,8 +33,8 @@ class PacketSession:
         self,
         taken: HandOver,
         settings: SessionSettings,
-        forwarder: Forwarder,
-        judge: Callable[[Packet, PacketSession], Verdict],
+        forwarder: Backend,
+        judge: Callable[[Packet, Request, PacketSession], Verdict],
         on_end: Callable[[PacketSession], None],
     ) -> None:
         self.peer = taken.peer
@@ -59,7 +59,7 @@ class PacketSession:
             self._slow_after_s,
             self._on_slow_packet,
         )
-        self._calls: dict[Exchange, int] = {}
+        self._calls: dict[Call, int] = {}
         """What is on its way, with the size of each."""
         self._called_bytes = 0
         self._is_awaited = taken.lane.is_wanted
@@ -68,6 +68,8 @@ class PacketSession:
         self._lane = PacketLane(forwarder.loop, taken.lane, taken.form, replies, patience_s, self)
         self._spliced: SplicedPair | None = None
         self._to_server = b""
+        self._in_question: Packet | None = None
+        """Another process looks for its route, and those behind it wait."""
         self._is_splicing = False
         self._is_pumping = False
         self._is_closing = False
@@ -123,7 +125,7 @@ class PacketSession:
     def _on_slow_packet(self) -> None:
         if self._is_over():
             return
-        if not self._expects_moa and not self.requests:
+        if not self._expects_moa and not self.requests and self._in_question is None:
             self._begin_splice(b"")
         else:
             self._metrics.slow_requests += 1
@@ -138,6 +140,7 @@ class PacketSession:
             exchange.cancel()
         self._calls.clear()
         self._reader.packets.clear()
+        self._in_question = None
         self._lane.close(was_reset=error is not None)
         self._end()
 
@@ -159,18 +162,23 @@ class PacketSession:
             return
         self._is_pumping = True
         try:
-            while self._reader.packets and self._has_room() and not self._is_over():
+            while self._reader.packets and self._has_room() and not self._is_held():
                 self._serve(self._reader.packets.popleft())
         finally:
             self._is_pumping = False
-        if self._is_splicing or self._is_over():
+        if self._is_over():
             return
         self._throttle()
+        if self._in_question is not None:
+            return
         if not self._reader.packets and not self._calls and not self._lane.owes:
             self._after_pump()
 
     def _is_over(self) -> bool:
         return self._is_splicing or self._is_closing or self._has_ended
+
+    def _is_held(self) -> bool:
+        return self._in_question is not None or self._is_over()
 
     def _has_room(self) -> bool:
         return (
@@ -198,7 +206,22 @@ class PacketSession:
                 self._end_client()
 
     def _serve(self, packet: Packet) -> None:
-        verdict = self._judge(packet, self)
+        request = read_request(packet, self._settings.max_packet)
+        if isinstance(request, Job):
+            job, self._in_question = request, packet
+            self._forwarder.worker.ask(job, lambda done: self._on_found(packet, job, done))
+        else:
+            self._follow(packet, request)
+
+    def _on_found(self, packet: Packet, job: Job, done: Done) -> None:
+        if self._in_question is None:
+            return  # The client has gone, or its bytes went elsewhere.
+        self._in_question = None
+        self._follow(packet, found_request(packet, job, done))
+        self._pump()
+
+    def _follow(self, packet: Packet, request: Request) -> None:
+        verdict = self._judge(packet, request, self)
         if isinstance(verdict, Splice):
             self._begin_splice(packet.raw)
             return
@@ -274,7 +297,9 @@ class PacketSession:
     # Traffic that is not MOA
 
     def _unparsed(self) -> bytes:
-        rest, self._to_server = self._to_server + self._reader.take_all(), b""
+        asked, self._in_question = self._in_question, None
+        first = asked.raw if asked is not None else b""
+        rest, self._to_server = self._to_server + first + self._reader.take_all(), b""
         return rest
 
     def _begin_splice(self, to_server: bytes, to_client: bytes = b"") -> None:
@@ -308,7 +333,11 @@ class PacketSession:
     @property
     def is_idle(self) -> bool:
         return self.mode is not Mode.RAW and not (
-            self._calls or self._reader.packets or self._lane.owes or self._reader.mid_frame
+            self._calls
+            or self._in_question
+            or self._reader.packets
+            or self._lane.owes
+            or self._reader.mid_frame
         )
 
     def close(self) -> None:

@@ -21,11 +21,12 @@ class PoolSettings:
     """Bounds of one instance's pool; times in seconds.
 
     `size` is for connections that carry one request at a time; `shared_size` for those that
-    carry many.
+    carry up to `shared_requests` each.
     """
 
     size: int
     shared_size: int
+    shared_requests: int
     queue: int
     connect_timeout_s: float
     idle_ping_s: float

@@ -88,7 +88,10 @@ class Pools:
         return RespUpstream(self._loop, sock, address, self._resp_limits)
 
     def _connect_turbo(self, address: Address, form: Form, sock: socket.socket) -> Upstream:
-        return TurboUpstream(self._loop, sock, address, form, self._packet_limits, self._count_late)
+        capacity = self._settings.shared_requests
+        return TurboUpstream(
+            self._loop, sock, address, form, self._packet_limits, self._count_late, capacity
+        )
 
     def _count_late(self) -> None:
         self._metrics.late_replies += 1

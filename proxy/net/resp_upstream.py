@@ -88,15 +88,7 @@ class RespUpstream:
 
     def looks_alive(self) -> bool:
         """Whether the kernel knows of no end: the loop may not have told us of a FIN yet."""
-        if self._lost:
-            return False
-        try:
-            self.stream.sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return not self._lost and self.stream.is_quiet()
 
     def send(self, request: bytes, on_reply: ReplyCallback, on_loss: LossCallback) -> int:
         """Write one request; exactly one of the two is called, unless `close` comes first.

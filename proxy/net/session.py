@@ -17,8 +17,7 @@ from typing import NamedTuple
 from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
 from proxy.core.model import Address
 from proxy.core.translate import resp_reply
-from proxy.net.exchange import Exchange
-from proxy.net.forward import Forwarder
+from proxy.net.backend import Backend, Call
 from proxy.net.lane import Lane
 from proxy.net.resp_upstream import RespUpstream
 from proxy.net.served import Mode, Peer, SessionSettings
@@ -57,7 +56,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self.reply: bytes | None = None
-        self.exchange: Exchange | None = None
+        self.exchange: Call | None = None
 
 
 class Session:
@@ -68,7 +67,7 @@ class Session:
         sock: socket.socket,
         peer: Peer,
         settings: SessionSettings,
-        forwarder: Forwarder,
+        forwarder: Backend,
         judge: Callable[[Command, Session], Verdict],
         state: SessionState,
         on_end: Callable[[Session], None],
@@ -185,7 +184,8 @@ class Session:
             self._cancel_slow_timer()
         if self._parser.mid_frame:
             self._start_slow_timer()
-        self._throttle()
+        if self._is_closing:
+            self._throttle()  # The pump, which does it otherwise, has stopped.
         self._pump()
 
     def _throttle(self) -> None:

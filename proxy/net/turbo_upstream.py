@@ -28,8 +28,6 @@ from proxy.wire.turbo import (
     ping_body,
 )
 
-CAPACITY = 128
-"""Requests on one connection at once."""
 PROBE_TIMEOUT_S = 2.0
 _LAST_NUMBER = 2**31 - 1
 """The earlier form has signed numbers."""
@@ -41,7 +39,10 @@ class _Asked(NamedTuple):
 
 
 class TurboUpstream:
-    """Owns a connected socket; see `Upstream`. `on_late` counts replies that came too late."""
+    """Owns a connected socket; see `Upstream`. `on_late` counts replies that came too late.
+
+    `capacity` is how many requests it takes at once.
+    """
 
     __slots__ = (
         "_asked",
@@ -54,14 +55,13 @@ class TurboUpstream:
         "_pings",
         "_probe",
         "address",
+        "capacity",
         "heard_s",
         "on_idle_loss",
         "on_room",
         "stream",
         "used_s",
     )
-
-    capacity = CAPACITY
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class TurboUpstream:
         form: Form,
         limits: PacketLimits,
         on_late: Callable[[], None],
+        capacity: int,
     ) -> None:
+        self.capacity = capacity
         self.address = address
         self.used_s = 0.0
         self.heard_s = 0.0

@@ -17,6 +17,12 @@ SERVICES = "moa:services"
 CHANGED = "moa:changed"
 """Channel; a message is `<name> <version>`."""
 
+WATCHERS = "moa:watcher:live"
+"""Hash: watcher by `<unix ms when its lease ends> <JSON of what it says of itself>`."""
+
+WATCH_LOG = "moa:watcher:log"
+"""Stream of what watchers and operators did to instances, bounded."""
+
 MAX_NAME_BYTES = 512
 
 _BAD_CHARACTERS = re.compile(r"[\x00-\x20\x7f{}]")
@@ -54,6 +60,16 @@ def offline_key(key: ServiceKey) -> str:
 def script_keys(key: ServiceKey) -> tuple[str, str, str, str, str]:
     """The KEYS of every script in `scripts.py`: all on one slot."""
     return service_key(key), version_key(key), heartbeat_key(key), marks_key(key), offline_key(key)
+
+
+def votes_key(key: ServiceKey) -> str:
+    """Sorted set: `<down|up> <host:port> <watcher>` by when the vote ends, unix ms."""
+    return f"moa:votes:{{{key}}}"
+
+
+def watch_keys(key: ServiceKey) -> tuple[str, ...]:
+    """The KEYS of the scripts in `watch_scripts.py` that change a service."""
+    return (*script_keys(key), votes_key(key))
 
 
 def parse_name(raw: bytes | str) -> ServiceKey:

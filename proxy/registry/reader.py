@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 
 from proxy.core.model import ServiceKey
 from proxy.registry import keys
 from proxy.registry.base import RegistryError
+from proxy.registry.clients import RedisClient
 from proxy.registry.view import ServiceView, expired, merged, rejected
 
 MAX_SERVICES = 100_000
@@ -38,7 +41,7 @@ class _Content:
     marks: frozenset[str]
 
 
-async def service_names(client: Redis) -> tuple[set[ServiceKey], list[str]]:
+async def service_names(client: RedisClient) -> tuple[set[ServiceKey], list[str]]:
     """All services that Redis names, and the texts of names that cannot be used.
 
     Raises RegistryError when there are more than MAX_SERVICES, and redis-py's errors.
@@ -57,7 +60,7 @@ async def service_names(client: Redis) -> tuple[set[ServiceKey], list[str]]:
 
 
 async def refreshed(
-    client: Redis,
+    client: RedisClient,
     services: Iterable[ServiceKey],
     known: Mapping[ServiceKey, ServiceView],
     grace_s: float,
@@ -69,7 +72,7 @@ async def refreshed(
     rejected alone; every other error of Redis is raised, as is TimeoutError.
     """
     changed: dict[ServiceKey, ServiceView] = {}
-    for batch in _batches(sorted(services, key=str)):
+    for batch in batches(services):
         async with asyncio.timeout(pipeline_s):
             heads = await _heads(client, batch)
         stale = [key for key in batch if _must_read(known.get(key), heads[key])]
@@ -79,9 +82,33 @@ async def refreshed(
         for key in batch:
             view = known.get(key)
             changed[key] = _seen(key, view, heads[key], contents.get(key), now_s, grace_s)
+    return _differing(changed, known)
+
+
+async def reread(
+    client: RedisClient,
+    services: Iterable[ServiceKey],
+    known: Mapping[ServiceKey, ServiceView],
+    grace_s: float,
+    pipeline_s: float,
+) -> dict[ServiceKey, ServiceView]:
+    """As `refreshed`, for services that are said to have changed: one round trip, and not two."""
+    changed: dict[ServiceKey, ServiceView] = {}
+    for batch in batches(services):
+        async with asyncio.timeout(pipeline_s):
+            found = await _wholes(client, batch)
+        now_s = asyncio.get_running_loop().time()
+        for key, (head, content) in found.items():
+            changed[key] = _seen(key, known.get(key), head, content, now_s, grace_s)
+    return _differing(changed, known)
+
+
+def _differing(
+    views: Mapping[ServiceKey, ServiceView], known: Mapping[ServiceKey, ServiceView]
+) -> dict[ServiceKey, ServiceView]:
     return {
         key: view
-        for key, view in changed.items()
+        for key, view in views.items()
         if view is not (before := known.get(key)) and view != before
     }
 
@@ -111,22 +138,33 @@ def _seen(
     return merged(view, head.version, content.members, now_s, grace_s, content.marks)
 
 
-async def _heads(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Head | str]:
+async def _heads(client: RedisClient, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Head | str]:
     """Version and size of each; a text says why one has none."""
+    versions = [] if isinstance(client, RedisCluster) else await _versions_at_once(client, batch)
+    # What is left: services without a version, keys of another type, those of a cluster.
+    single = [key for key, version in zip_longest(batch, versions) if version is None]
     async with client.pipeline(transaction=False) as pipe:
-        for key in batch:
+        for key in single:
             pipe.get(keys.version_key(key))
+        for key in batch:
             pipe.scard(keys.service_key(key))
-        answers = iter(await pipe.execute(raise_on_error=False))
+        answers = await pipe.execute(raise_on_error=False)
+    found = dict(zip(batch, versions, strict=False)) | dict(zip(single, answers, strict=False))
     heads: dict[ServiceKey, _Head | str] = {}
-    for key in batch:
-        version, cardinality = next(answers), next(answers)
-        fault = _wrong_type(key, version) or _wrong_type(key, cardinality)
-        heads[key] = fault or _Head(_version(version), cardinality)
+    for key, cardinality in zip(batch, answers[len(single) :], strict=True):
+        fault = _wrong_type(key, found[key]) or _wrong_type(key, cardinality)
+        heads[key] = fault or _Head(_version(found[key]), cardinality)
     return heads
 
 
-async def _contents(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceKey, _Content | str]:
+async def _versions_at_once(client: Redis, batch: Sequence[ServiceKey]) -> list[Any]:
+    """One command instead of many; None also stands for a key of another type."""
+    return list(await client.mget([keys.version_key(key) for key in batch]))
+
+
+async def _contents(
+    client: RedisClient, batch: Sequence[ServiceKey]
+) -> dict[ServiceKey, _Content | str]:
     """The members and marks of each as texts; one that is not UTF-8 stays a text that is refused
     later. A text instead says why a service has neither."""
     if not batch:
@@ -137,6 +175,26 @@ async def _contents(client: Redis, batch: Sequence[ServiceKey]) -> dict[ServiceK
             pipe.hkeys(keys.marks_key(key))
         answers = iter(await pipe.execute(raise_on_error=False))
     return {key: _content(key, next(answers), next(answers)) for key in batch}
+
+
+async def _wholes(
+    client: RedisClient, batch: Sequence[ServiceKey]
+) -> dict[ServiceKey, tuple[_Head | str, _Content | str | None]]:
+    """Version and content of each; no more is read of a set than shows that it is too large."""
+    async with client.pipeline(transaction=False) as pipe:
+        for key in batch:
+            pipe.get(keys.version_key(key))
+            # Of a smaller set these are all members, each once.
+            pipe.srandmember(keys.service_key(key), MAX_MEMBERS + 1)
+            pipe.hkeys(keys.marks_key(key))
+        answers = iter(await pipe.execute(raise_on_error=False))
+    found: dict[ServiceKey, tuple[_Head | str, _Content | str | None]] = {}
+    for key in batch:
+        version, members, marks = next(answers), next(answers), next(answers)
+        fault = _wrong_type(key, version) or _wrong_type(key, members)
+        head = fault or _Head(_version(version), len(members))
+        found[key] = head, None if fault else _content(key, members, marks)
+    return found
 
 
 def _content(key: ServiceKey, members: Any, marks: Any) -> _Content | str:
@@ -164,6 +222,8 @@ def _version(raw: bytes | None) -> str | None:
     return None if raw is None else raw.decode(errors="replace")
 
 
-def _batches(services: Sequence[ServiceKey]) -> Iterator[Sequence[ServiceKey]]:
-    for start in range(0, len(services), BATCH):
-        yield services[start : start + BATCH]
+def batches(services: Iterable[ServiceKey]) -> Iterator[Sequence[ServiceKey]]:
+    """All services, in the order of their names, `BATCH` at a time."""
+    ordered = sorted(services, key=str)
+    for start in range(0, len(ordered), BATCH):
+        yield ordered[start : start + BATCH]

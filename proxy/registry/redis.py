@@ -11,26 +11,34 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
-from redis.asyncio.client import PubSub, Redis
-from redis.exceptions import RedisError
+from redis.asyncio.client import PubSub
 
 from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
 from proxy.registry import keys, lastknown, reader
 from proxy.registry.base import RegistryError, RegistryState, RegistryStatus, TableCallback
 from proxy.registry.board import Board
+from proxy.registry.clients import FAULTS
 from proxy.registry.endpoint import RedisEndpoint
+from proxy.registry.holdings import Holdings
+from proxy.registry.link import Link
 from proxy.registry.view import ServiceView
 from proxy.registry.writer import RedisWriter
 
 _log = structlog.get_logger("registry")
 
-_FAULTS = (RedisError, RegistryError, OSError, TimeoutError)
+_FAULTS = (RegistryError, *FAULTS)
+
+_PUBLISH_SHARE = 0.05
+"""Of the time may go into new tables: 20 000 instances in the kernel's maps take tens of ms."""
+_LONGEST_PAUSE_S = 0.5
+_GLANCE_S = 0.001
+"""For a message that is there already: redis-py takes 0 for its own limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +59,9 @@ class RedisTimes:
     longer than the slowest heartbeat, 60 s."""
     first_backoff: float = 0.2
     longest_backoff: float = 10.0
-    publish_interval: float = 0.1
-    """Changes within this time become one table, so a burst of them costs one."""
+    publish_interval: float = 0.02
+    """Changes within this time become one table, so a burst of them costs one; it grows with
+    what a table costs those who follow it."""
     save_interval: float = 1.0
 
 
@@ -72,9 +81,10 @@ class RedisRegistry:
         self._times = times or RedisTimes()
         self._rand = rand or random.Random()
         self._board = Board("redis", wall_clock)
-        self._views: dict[ServiceKey, ServiceView] = {}
+        self._holdings = Holdings()
         self._bad_names: list[str] = []
-        self._published_at_s = 0.0
+        self._complaint = ""
+        self._collect_until_s = 0.0
         self._changed = asyncio.Event()
         self._was_synced = False
         self._writer = RedisWriter(endpoint, self._times.answer)
@@ -128,12 +138,13 @@ class RedisRegistry:
         if self._last_known is None:
             return
         try:
-            self._views = lastknown.load(self._last_known)
+            known = lastknown.load(self._last_known)
         except lastknown.LastKnownError as error:
             _log.warning("last known services not used", reason=str(error))
-        if self._views:
+            return
+        if known:
             self._board.set_state(RegistryState.STALE, f"from {self._last_known}")
-            self._publish()
+            self._take(known)
 
     async def _follow_for_ever(self) -> None:
         failures = 0
@@ -160,23 +171,19 @@ class RedisRegistry:
 
     async def _session(self) -> None:
         """One connection's life; ends by an error only."""
-        client = self._endpoint.client(self._times.answer, connections=2)
-        pubsub = client.pubsub()
+        link = Link(self._endpoint, self._times.answer)
         try:
             async with asyncio.timeout(self._times.answer):
-                await pubsub.subscribe(keys.CHANGED)
-                first = await pubsub.get_message(timeout=self._times.answer)
-            if first is None or first["type"] != "subscribe":
-                raise RegistryError(f"SUBSCRIBE {keys.CHANGED}: answered by {first}")
-            await self._sweep(client)
+                await link.open(self._times.answer, self._rand)
+            await self._sweep(link)
             self._was_synced = True
-            await self._follow(client, pubsub)
+            await self._follow(link)
         finally:
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
-            await client.aclose()
+            await link.aclose()
 
-    async def _follow(self, client: Redis, pubsub: PubSub) -> None:
+    async def _follow(self, link: Link) -> None:
         now = asyncio.get_running_loop().time
+        pubsub = link.pubsub
         heard_s = ping_at_s = now()
         sweep_at_s = heard_s + self._next_sweep_s()
         while True:
@@ -190,10 +197,10 @@ class RedisRegistry:
             if message is None and now() >= silent_at_s:
                 raise RegistryError(f"silent for {now() - heard_s:.1f} s")
             if message is not None:
-                await self._refresh(client, await self._gather(pubsub, message))
+                await self._reread(link, await self._gather(pubsub, message))
                 heard_s = now()
             if now() >= sweep_at_s:
-                await self._sweep(client)
+                await self._sweep(link)
                 heard_s = now()  # nobody listened meanwhile: that is no silence of Redis
                 sweep_at_s = heard_s + self._next_sweep_s()
 
@@ -204,7 +211,7 @@ class RedisRegistry:
     async def _gather(self, pubsub: PubSub, first: dict[str, Any]) -> set[ServiceKey]:
         """The services that this message and those right behind it say have changed."""
         now = asyncio.get_running_loop().time
-        until_s = self._published_at_s + self._times.publish_interval
+        until_s = self._collect_until_s
         changed: set[ServiceKey] = set()
         message: dict[str, Any] | None = first
         while message is not None:
@@ -224,61 +231,74 @@ class RedisRegistry:
         except keys.BadServiceName as error:
             _log.warning("message of a change not understood", reason=str(error))
             return
-        view = self._views.get(key)
+        view = self._holdings.views.get(key)
         if view is None or view.version != version:
             changed.add(key)
 
-    async def _sweep(self, client: Redis) -> None:
+    async def _sweep(self, link: Link) -> None:
         """Ask for every service that is named or known; the first sweep of a session loads."""
         async with asyncio.timeout(self._times.pipeline):
-            named, self._bad_names = await reader.service_names(client)
-        gone = [k for k, v in self._views.items() if k not in named and not v.instances]
-        for key in gone:
-            del self._views[key]
-        await self._refresh(client, named | set(self._views))
+            named, self._bad_names = await reader.service_names(link.commands)
+        views = self._holdings.views
+        gone = self._holdings.unnamed(named)
+        wanted = (named | views.keys()) - set(gone)
+        # Before the first table all is read at once; afterwards changes need not wait for the rest.
+        parts = list(reader.batches(wanted)) if self._was_synced else [list(wanted)]
+        for part in parts or [[]]:
+            changed = await reader.refreshed(
+                link.commands, part, views, self._times.grace, self._times.pipeline
+            )
+            self._take(changed, gone)
+            gone = []
+            self._show_state()
+            if self._was_synced:
+                await self._glance(link)
+        async with asyncio.timeout(self._times.answer):
+            self._complaint = await link.complaint()
         self._show_state()
 
-    async def _refresh(self, client: Redis, services: set[ServiceKey]) -> None:
+    async def _glance(self, link: Link) -> None:
+        """Work off a change that has been heard of already."""
+        if message := await link.pubsub.get_message(timeout=_GLANCE_S):
+            await self._reread(link, await self._gather(link.pubsub, message))
+
+    async def _reread(self, link: Link, services: set[ServiceKey]) -> None:
         if not services:
             return
-        changed = await reader.refreshed(
-            client, services, self._views, self._times.grace, self._times.pipeline
+        changed = await reader.reread(
+            link.commands, services, self._holdings.views, self._times.grace, self._times.pipeline
         )
-        if not changed:
-            return
-        before = {k: v.instances for k in changed if (v := self._views.get(k)) is not None}
-        self._views.update(changed)
-        self._changed.set()
-        if any(view.instances != before.get(key, ()) for key, view in changed.items()):
-            self._publish()
+        self._take(changed)
         self._show_state()
 
-    def _publish(self) -> None:
-        self._published_at_s = asyncio.get_running_loop().time()
-        self._board.publish(
-            ServiceTable.build({key: view.instances for key, view in self._views.items()})
-        )
+    def _take(
+        self, changed: dict[ServiceKey, ServiceView], gone: Collection[ServiceKey] = ()
+    ) -> None:
+        """Keep the views that have changed; a new table waits longer the longer this one took."""
+        if not changed and not gone:
+            return
+        self._changed.set()
+        table = self._holdings.take(changed, gone)
+        if table is None:
+            return
+        now = asyncio.get_running_loop().time
+        start_s = now()
+        self._board.publish(table)
+        pause_s = max(self._times.publish_interval, (now() - start_s) / _PUBLISH_SHARE)
+        self._collect_until_s = now() + min(pause_s, _LONGEST_PAUSE_S)
 
     def _show_state(self) -> None:
-        broken = [text for view in self._views.values() for text in view.broken]
-        self._board.set_broken([*self._bad_names, *broken])
-        kept = {key: len(view.kept) for key, view in self._views.items() if view.kept}
-        if not kept:
-            self._board.set_state(RegistryState.SYNCED)
-            return
-        example = min(kept, key=str)
-        self._board.set_state(
-            RegistryState.DEGRADED,
-            f"Redis has lost {sum(kept.values())} instances of {len(kept)} services "
-            f"(such as {example}); they are kept until services register again",
-        )
+        self._board.set_broken([*self._bad_names, *self._holdings.broken()])
+        reasons = [reason for reason in (self._holdings.loss(), self._complaint) if reason]
+        state = RegistryState.DEGRADED if reasons else RegistryState.SYNCED
+        self._board.set_state(state, "; ".join(reasons))
 
     async def _save_for_ever(self, path: Path) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
             try:
-                await lastknown.save(path, dict(self._views))
+                await lastknown.save(path, dict(self._holdings.views))
             except lastknown.LastKnownError as error:
                 _log.warning("last known services not saved", reason=str(error))
             await asyncio.sleep(self._times.save_interval)

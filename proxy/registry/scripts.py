@@ -10,7 +10,7 @@ KEYS of each: the service's set, its version, heartbeats, marks, and what is off
 
 from __future__ import annotations
 
-_PRELUDE = """
+PRELUDE = """
 local set, version_key, heartbeats, marks, offline = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local name, address = ARGV[1], ARGV[2]
 local version, now = redis.call('GET', version_key), redis.call('TIME')
@@ -30,9 +30,10 @@ local function members()
   return found
 end
 """
+"""What every script of a service begins with."""
 
 CHANGE = (
-    _PRELUDE
+    PRELUDE
     + """
 local member, changed = ARGV[3], false
 for _, old in ipairs(members()) do
@@ -65,7 +66,7 @@ Returns {version, 1 when there is a new version, else 0}.
 """
 
 MARK = (
-    _PRELUDE
+    PRELUDE
     + """
 local field, who, why = address .. ' ' .. ARGV[3], ARGV[4], ARGV[5]
 local present = #members() > 0

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError, RedisError
 
 from proxy.core.model import Address, Instance, ServiceKey
 from proxy.registry import keys, scripts
 from proxy.registry.base import RegistryError
-from proxy.registry.endpoint import RedisEndpoint
+from proxy.registry.clients import FAULTS, close
+from proxy.registry.endpoint import Kind, RedisEndpoint
 from proxy.registry.marks import BadMark, check_author, check_mark
 from proxy.registry.member import BadMember, format_member
 
@@ -29,12 +31,14 @@ class RedisWriter:
         self._endpoint = endpoint
         self._answer_s = answer_s
         self._client = endpoint.client(answer_s, CONNECTIONS)
+        # See `clients.cluster`: while slots move, it does one thing at a time.
+        self._turns = asyncio.Semaphore(1 if endpoint.kind is Kind.CLUSTER else CONNECTIONS)
         self._change = self._client.register_script(scripts.CHANGE)
         self._mark = self._client.register_script(scripts.MARK)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await close(self._client)
 
     async def register(self, key: ServiceKey, instance: Instance) -> None:
         """See `Registry.register`."""
@@ -44,17 +48,17 @@ class RedisWriter:
             raise RegistryError(f"register for {key}: {error}") from None
         with self._told(f"register {instance.address} for {key}"):
             keys.check_name(key)
-            async with asyncio.timeout(3 * self._answer_s):
+            async with asyncio.timeout(3 * self._answer_s), self._turns:
                 # Another slot than the service's keys, so a step of its own. It comes first
                 # and every heartbeat repeats it: a set that has members is always listed.
-                await self._client.sadd(keys.SERVICES, str(key))
+                await self._at_master(lambda: self._client.sadd(keys.SERVICES, str(key)))
                 await self._run(self._change, key, instance.address, member)
 
     async def deregister(self, key: ServiceKey, address: Address) -> None:
         """See `Registry.deregister`."""
         with self._told(f"deregister {address} for {key}"):
             keys.check_name(key)
-            async with asyncio.timeout(2 * self._answer_s):
+            async with asyncio.timeout(2 * self._answer_s), self._turns:
                 await self._run(self._change, key, address, "")
 
     async def mark(self, key: ServiceKey, address: Address, mark: str, who: str, why: str) -> bool:
@@ -77,16 +81,32 @@ class RedisWriter:
     ) -> int:
         keys.check_name(key)
         check_mark(mark)
-        async with asyncio.timeout(2 * self._answer_s):
+        async with asyncio.timeout(2 * self._answer_s), self._turns:
             _, changed = await self._run(self._mark, key, address, mark, who, why)
         return int(changed)
 
     async def _run(
         self, script: Callable[..., Coroutine[Any, Any, Any]], key: ServiceKey, *args: object
     ) -> Any:
-        return await script(
-            keys=list(keys.script_keys(key)), args=[str(key), *(str(arg) for arg in args)]
-        )
+        texts = [str(key), *(str(arg) for arg in args)]
+        return await self._at_master(lambda: script(keys=list(keys.script_keys(key)), args=texts))
+
+    async def _at_master(self, command: Callable[[], Awaitable[Any]]) -> Any:
+        """Once more, over new connections, when the server has become a replica meanwhile.
+
+        Nothing else is repeated: a change whose answer was lost may have been made.
+        """
+        try:
+            return await command()
+        except RedisError as error:
+            # To redis-py a former master of sentinels is a connection that ended.
+            if not isinstance(error, ReadOnlyError) and not isinstance(
+                error.__context__, ReadOnlyError
+            ):
+                raise
+        if isinstance(self._client, Redis):
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+        return await command()
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -94,7 +114,7 @@ class RedisWriter:
             yield
         except (keys.BadServiceName, BadMark) as error:
             raise RegistryError(f"{what}: {error}") from None
-        except (RedisError, OSError, TimeoutError) as error:
+        except FAULTS as error:
             words = str(error) or "no answer in time"
             raise RegistryError(
                 f"{what}: {self._endpoint}: {words}; it may be repeated safely"

@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import simulation
+from tests.bench import registry, simulation
+from tests.bench.codecs import codec_costs
 from tests.bench.measure import (
     LoadShape,
     connect_costs,
@@ -25,7 +26,7 @@ from tests.bench.tools import BenchError, build
 from tests.bench.world import World, world
 from tests.support.lab import REPO, LabError
 
-PARTS = ("memory", "connect", "latency", "throughput")
+PARTS = ("codecs", "memory", "connect", "latency", "throughput")
 """In this order: memory at rest is measured before anything has grown."""
 
 FIRST_HOPS = [
@@ -47,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=int, default=1000, help="requests a second, all together")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--codecs", action="store_true", help="the same as --only codecs")
     parser.add_argument(
         "--paths", nargs="+", default=[], help="only paths that contain one of these"
     )
@@ -57,6 +59,9 @@ def arguments() -> argparse.Namespace:
         "--realtime",
         action="store_true",
         help="SCHED_RR for everything measured: for a busy machine, which suffers meanwhile",
+    )
+    parser.add_argument(
+        "--registry", action="store_true", help="only the view of a large registry; needs no root"
     )
     return parser.parse_args()
 
@@ -74,17 +79,27 @@ def measure(world: World, options: argparse.Namespace, results: Results) -> None
             )
         ),
     }
-    for part in PARTS:
+    for part in PARTS[1:]:
         if part in options.only:
             say("measuring", part)
             steps[part]()
 
 
+def _measure_codecs(options: argparse.Namespace, results: Results) -> None:
+    """Needs no world: no root, no kernel, no peer."""
+    if "codecs" in options.only:
+        say("measuring", "codecs")
+        results.codecs.extend(codec_costs(_bodies(options), options.rounds))
+
+
+def _bodies(options: argparse.Namespace) -> list[int]:
+    return [64, 1024, 16 * 1024] if options.full else [1024]
+
+
 def _measure_latency(world: World, options: argparse.Namespace, results: Results) -> None:
-    bodies = [64, 1024, 16 * 1024] if options.full else [1024]
     shapes = [
         LoadShape(connections, options.rate, body, 0.3, options.seconds)
-        for body in bodies
+        for body in _bodies(options)
         for connections in options.connections
     ]
     results.latency.extend(latencies(world, shapes, options.rounds))
@@ -107,24 +122,36 @@ def main() -> int:
     if options.simulate:
         print(simulation.report())
         return 0
-    if os.geteuid() != 0:
+    if options.registry:
+        print(registry.table(registry.measure()))
+        return 0
+    if options.codecs:
+        options.only = ["codecs"]
+    needs_world = any(part in options.only for part in PARTS[1:])
+    if needs_world and os.geteuid() != 0:
         say("needs root: it makes network namespaces and loads BPF programs")
         return 1
     settings = {key: value for key, value in vars(options).items() if key != "paths"}
     results = Results({**settings, "revision": revision(REPO)})
+    _measure_codecs(options, results)
     try:
-        with tempfile.TemporaryDirectory(prefix="moa-bench-") as directory:
-            tools = build(Path(directory))
-            _claim_cpus(realtime=options.realtime)
-            with world(tools, options.paths) as built:
-                results.missing = built.missing
-                measure(built, options, results)
+        if needs_world:
+            _measure_world(options, results)
     except (BenchError, LabError) as e:
         say(str(e))
         return 1
     print(table(results))
     say("results:", str(save(results)))
     return 0
+
+
+def _measure_world(options: argparse.Namespace, results: Results) -> None:
+    with tempfile.TemporaryDirectory(prefix="moa-bench-") as directory:
+        tools = build(Path(directory))
+        _claim_cpus(realtime=options.realtime)
+        with world(tools, options.paths) as built:
+            results.missing = built.missing
+            measure(built, options, results)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.bench.codecs import CodecCost
 from tests.bench.measure import ConnectCost, Latency, Memory, Throughput
 from tests.bench.tools import Times
 
@@ -34,6 +35,7 @@ class Results:
     throughput: list[Throughput] = field(default_factory=list)
     connect: list[ConnectCost] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
+    codecs: list[CodecCost] = field(default_factory=list)
 
 
 def save(results: Results, directory: Path = RESULTS) -> Path:
@@ -60,7 +62,8 @@ def revision(repository: Path) -> str:
 
 def table(results: Results) -> str:
     """The whole report as text."""
-    parts = [_latency_table(group) for group in _by_shape(results.latency)]
+    parts = [_codec_table(results.codecs)] if results.codecs else []
+    parts += [_latency_table(group) for group in _by_shape(results.latency)]
     parts += [_throughput_table(results.throughput)] if results.throughput else []
     parts += [_connect_table(results.connect)] if results.connect else []
     parts += [_memory_table(results.memory)] if results.memory else []
@@ -139,6 +142,18 @@ def _connect_table(measured: Sequence[ConnectCost]) -> str:
         spread = f"{min(p50s):.1f}..{max(p50s):.1f}"
         rows.append((cost.what, f"{median(p50s):.1f}", spread, f"{p99:.1f}"))
     return f"connect() itself (median of the rounds)\n{_aligned(rows)}"
+
+
+def _codec_table(measured: Sequence[CodecCost]) -> str:
+    rows = [("codec", "body B", "us", "requests/s", "copied")]
+    for cost in measured:
+        figures = (f"{cost.us:.2f}", f"{cost.per_s:.0f}", f"{cost.copied:.1f}")
+        rows.append((cost.what, str(cost.body_bytes), *figures))
+    title = (
+        "Codecs, one core: CPU time of a request (best round), and the most memory that it makes\n"
+        "anew, in bodies of 16 KB"
+    )
+    return f"{title}\n{_aligned(rows)}"
 
 
 def _memory_table(measured: Sequence[Memory]) -> str:

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interceptor.cgroup import Cgroup
+from proxy.core.message import Wire
 from tests.bench.peers import envoy_config, find_envoy, find_haproxy, haproxy_config
 from tests.bench.tools import BenchError, Tools
 from tests.support.agents import Agent, start_agent, static_registry
 from tests.support.lab import Lab, LabError, LabNode, Running, connect, run, wait_until
 
-ECHO_ONE, ECHO_TWO = 5000, 5001
-"""The server's ports: its agent steers the second one only."""
-SERVICE_ONE, SERVICE_TWO = "/service/one", "/service/two"
+ECHO_ONE, ECHO_TWO, ECHO_MESH = 5000, 5001, 5002
+"""The server's ports: its agent steers all but the first."""
+SERVICE_ONE, SERVICE_TWO, SERVICE_MESH = "/service/one", "/service/two", "/service/mesh"
+HAS_MESH = any(wire.value == "mesh" for wire in Wire)
+"""Whether agents speak the mesh protocol to each other."""
 OUT_OF_SCOPE_NET = "10.78.0"
 _LOCAL = "127.0.0.1"
 
@@ -81,8 +84,11 @@ def world(tools: Tools, only: Sequence[str] = ()) -> Iterator[World]:
             *_haproxy_routes(a, b, cpu_a, cpu_b),
             *_envoy_routes(a, b, cpu_a, cpu_b),
             Route("moa-agent, 1 hop", b.ip4, ECHO_ONE, SERVICE_ONE, hops[:1], a.services),
-            Route("moa-agent, 2 hops", b.ip4, ECHO_TWO, SERVICE_TWO, hops, a.services),
+            Route("moa-agent, 2 hops, RESP", b.ip4, ECHO_TWO, SERVICE_TWO, hops, a.services),
         ]
+        if HAS_MESH:
+            name = "moa-agent, 2 hops, mesh"
+            routes.append(Route(name, b.ip4, ECHO_MESH, SERVICE_MESH, hops, a.services))
         wanted = tuple(
             route
             for route in routes
@@ -97,14 +103,18 @@ def _peers() -> dict[str, str | None]:
 
 
 def _start_echo(tools: Tools, b: LabNode, cpu: int) -> None:
-    ports = (f"0.0.0.0:{ECHO_ONE}", f"0.0.0.0:{ECHO_TWO}")
+    ports = [f"0.0.0.0:{port}" for port in (ECHO_ONE, ECHO_TWO, ECHO_MESH)]
     b.start("echo", tools.echo, str(cpu), *ports, cgroup=outside(b)).wait_line("ready")
 
 
 def _start_agents(a: LabNode, b: LabNode, cpu_a: int, cpu_b: int) -> tuple[Agent, Agent]:
-    one, two = [f"{b.ip4}:{ECHO_ONE}"], [f"{b.ip4}:{ECHO_TWO}"]
-    at_a = static_registry(a.directory / "services.toml", {SERVICE_ONE: one, SERVICE_TWO: two})
-    at_b = static_registry(b.directory / "services.toml", {SERVICE_TWO: two})
+    steered = {
+        SERVICE_TWO: [f"{b.ip4}:{ECHO_TWO}"],
+        SERVICE_MESH: [f"{b.ip4}:{ECHO_MESH}?proto=resp&proto=mesh"],
+    }
+    known = {SERVICE_ONE: [f"{b.ip4}:{ECHO_ONE}"], **steered}
+    at_a = static_registry(a.directory / "services.toml", known)
+    at_b = static_registry(b.directory / "services.toml", steered)
     agents = start_agent(a, at_a), start_agent(b, at_b)
     for agent, cpu in zip(agents, (cpu_a, cpu_b), strict=True):
         pin(agent.process.pid, cpu)
@@ -136,14 +146,16 @@ def _envoy_routes(a: LabNode, b: LabNode, cpu_a: int, cpu_b: int) -> list[Route]
     if program is None:
         return []
     one, two, far = (_LOCAL, 7001), (_LOCAL, 7002), (b.ip4, 7003)
-    redis = (_LOCAL, 7004)
-    echo = (b.ip4, ECHO_ONE)
-    first = _start_proxy(a, program, cpu_a, envoy_config({one: echo, two: far}, {redis: echo}))
-    second = _start_proxy(b, program, cpu_b, envoy_config({far: (_LOCAL, ECHO_ONE)}, {}))
+    redis, redis_two, redis_far = (_LOCAL, 7004), (_LOCAL, 7005), (b.ip4, 7006)
+    echo, local = (b.ip4, ECHO_ONE), (_LOCAL, ECHO_ONE)
+    at_a = envoy_config({one: echo, two: far}, {redis: echo, redis_two: redis_far})
+    first = _start_proxy(a, program, cpu_a, at_a)
+    second = _start_proxy(b, program, cpu_b, envoy_config({far: local}, {redis_far: local}))
     return [
         _peer_route(a, "Envoy tcp_proxy, 1 hop", one, first),
         _peer_route(a, "Envoy redis_proxy, 1 hop", redis, first),
         _peer_route(a, "Envoy tcp_proxy, 2 hops", two, first, second),
+        _peer_route(a, "Envoy redis_proxy, 2 hops", redis_two, first, second),
     ]
 
 

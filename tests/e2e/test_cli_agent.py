@@ -144,11 +144,13 @@ def test_registering_by_hand_needs_no_agent(tmp_path: Path) -> None:
         entered = run("service", "register", SERVICE, "10.0.0.1:5000", "--weight", "50", "--pre")
         assert_as_documented("service register", entered)
         assert entered["member"] == "10.0.0.1:5000?weight=50&pre=1"
-        run("service", "register", SERVICE, "10.0.0.1:5000", "--proto", "resp", "--proto", "turbo")
+        protos = ("--proto", "resp", "--proto", "turbo")
+        run("service", "register", SERVICE, "10.0.0.1:5000", *protos, "--codec", "hessian2")
         run("service", "register", SERVICE, "[fd00::1]:5000", "--group", "blue", "--zone", "z1")
         listed = run("service", "list")["services"]
         assert [(s["group"], len(s["instances"])) for s in listed] == [("*", 1), ("blue", 1)]
         assert listed[0]["instances"][0]["protocols"] == ["resp", "turbo"]
+        assert listed[0]["instances"][0]["codec"] == "hessian2"
         assert run("registry", "status")["registry"]["instances"] == 2
         left = run("service", "deregister", f"{SERVICE}#blue", "[fd00::1]:5000")
         assert_as_documented("service deregister", left)

@@ -50,24 +50,27 @@ class JavaHessian:
         return self._stdout.read(size)
 
 
+def compile_java(source: Path, directory: Path) -> None:
+    """Compile one program against the jar, into `directory`."""
+    argv = ["javac", "-nowarn", "-cp", str(JAR), "-d", str(directory), str(source)]
+    subprocess.run(argv, check=True)
+
+
+def java_command(directory: Path, program: str) -> list[str]:
+    """The command that runs a compiled program: a small machine that starts fast."""
+    opened = ("java.lang", "java.math", "java.util")
+    return [
+        *("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m"),
+        *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in opened),
+        *("-Dfile.encoding=UTF-8", "-cp", f"{JAR}:{directory}", program),
+    ]
+
+
 @contextmanager
 def java_hessian(directory: Path) -> Iterator[JavaHessian]:
     """Compile HessianPeer.java into `directory` and run it until the block ends."""
-    subprocess.run(
-        ["javac", "-nowarn", "-cp", str(JAR), "-d", str(directory), str(SOURCE)], check=True
-    )
-    command = [
-        "java",
-        "-XX:TieredStopAtLevel=1",
-        "-XX:+UseSerialGC",
-        "-Xmx256m",
-        "--add-opens=java.base/java.lang=ALL-UNNAMED",
-        "--add-opens=java.base/java.math=ALL-UNNAMED",
-        "--add-opens=java.base/java.util=ALL-UNNAMED",
-        "-cp",
-        f"{JAR}:{directory}",
-        "HessianPeer",
-    ]
+    compile_java(SOURCE, directory)
+    command = java_command(directory, "HessianPeer")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -229,6 +229,7 @@ def pool_settings(**changes: float) -> PoolSettings:
     values = {
         "size": 2,
         "shared_size": 2,
+        "shared_requests": 128,
         "queue": 8,
         "connect_timeout_s": 2.0,
         "idle_ping_s": 60.0,
@@ -238,6 +239,7 @@ def pool_settings(**changes: float) -> PoolSettings:
     return PoolSettings(
         size=int(values["size"]),
         shared_size=int(values["shared_size"]),
+        shared_requests=int(values["shared_requests"]),
         queue=int(values["queue"]),
         connect_timeout_s=values["connect_timeout_s"],
         idle_ping_s=values["idle_ping_s"],

@@ -68,6 +68,7 @@ def test_unknown_command_is_a_usage_error() -> None:
         ["service", "show"],
         ["service", "register", "/service/demo", "localhost:5000"],
         ["service", "register", "/service/demo", "10.0.0.1:5000", "--weight", "-1"],
+        ["service", "register", "/service/demo", "10.0.0.1:5000", "--codec", "xml"],
         ["service", "register", "/service/{demo}", "10.0.0.1:5000"],
         ["service", "register", "/service/demo#a", "10.0.0.1:5000", "--group", "b"],
         ["doctor", "no-such-check"],

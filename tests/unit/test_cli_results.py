@@ -42,7 +42,7 @@ def test_answers_of_an_agent_as_tables(agent: None, config: Path) -> None:
     assert "10.0.0.2:5000  /service/demo" in moactl("-c", config, "conns").stdout
     assert "/service/demo  *      1          1" in moactl("-c", config, "service", "list").stdout
     shown = moactl("-c", config, "service", "show", "/service/demo").stdout
-    assert "10.0.0.2:5000  100     100.0  -     no   -      resp       healthy  -" in shown
+    assert "10.0.0.2:5000  100     100.0  -     no   -      resp       json   healthy  -" in shown
     told = moactl("-c", config, "route", "explain", "--service", "/service/demo").stdout
     assert "1     /service/demo: 2 registered" in told
     assert "10.0.0.2:5000  -     100.0%" in told

@@ -19,6 +19,10 @@ from installer.config_sections import Agent
 from installer.destination import Destination
 from proxy.core.policy import DEFAULT_POLICY
 
+COMMENTED = ("name", "url", "last_known", "advertise")
+"""Keys without a fixed default."""
+
+NO_HOST = "expected redis://, rediss://, redis+sentinel://, redis+cluster:// or unix:// and a host"
 _NOT_SHOWN = ", saw a URL (not shown: it may hold a password)"
 
 
@@ -92,8 +96,9 @@ def test_example_loads_and_equals_the_defaults(config_file: Path) -> None:
 
 def test_example_names_every_key() -> None:
     example = default_toml()
-    uncommented = example.replace("\n# name =", "\nname =").replace("\n# url =", "\nurl =")
-    document = tomllib.loads(uncommented.replace("\n# last_known =", "\nlast_known ="))
+    for key in COMMENTED:
+        example = example.replace(f"\n# {key} =", f"\n{key} =")
+    document = tomllib.loads(example)
     for section, field in Config.model_fields.items():
         model = field.annotation
         if repeated_model(model) is not None:
@@ -105,7 +110,7 @@ def test_example_names_every_key() -> None:
 
 def test_example_with_its_commented_keys_loads(config_file: Path) -> None:
     text = default_toml()
-    for key in ("name", "url", "last_known"):
+    for key in COMMENTED:
         text = text.replace(f"\n# {key} =", f"\n{key} =")
     config_file.write_text(text)
     assert load(config_file).node.name == "node-a"
@@ -245,8 +250,21 @@ def test_failover_defaults_are_those_of_the_proxy() -> None:
                 ("redis://h/abc", "expected a database number after the host"),
                 ("redis://h/0?ssl_cert_reqs=none", "options after ? or # are not supported"),
                 ("redis://h#x", "options after ? or # are not supported"),
-                ("redis:///0", "expected redis://, rediss:// or unix:// and a host"),
+                ("redis:///0", NO_HOST),
+                ("redis+sentinel://h", "expected the master's name after the sentinels"),
+                ("redis+cluster://h,k/1", "a cluster has database 0 only"),
+                ("redis://h,k/0", "several hosts need redis+sentinel or redis+cluster"),
             )
+        ),
+        (
+            '[lookup]\nlisten = "localhost:1"',
+            "lookup.listen: expected a numeric address and a port, as 0.0.0.0:15010, "
+            "saw 'localhost:1'",
+        ),
+        (
+            '[lookup]\nadvertise = "0.0.0.0:1"',
+            'lookup.advertise: expected an address and a port, as "10.0.0.5:15008": '
+            "host '0.0.0.0' cannot be connected to, saw '0.0.0.0:1'",
         ),
         (
             '[registry]\nkind = "etcd"',

@@ -14,7 +14,6 @@ from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
 from proxy.core.translate import resp_reply
 from proxy.net.exchange import Exchange
 from proxy.net.forward import Forwarder
-from proxy.net.turbo_upstream import CAPACITY
 from proxy.wire import hessian
 from proxy.wire.moa import Ec, Route
 from proxy.wire.resp import Command, bulk, encode_command
@@ -361,12 +360,14 @@ async def test_a_lost_connection_fails_each_request_once(server: Server) -> None
 
 
 async def test_more_than_a_connection_takes_waits_and_the_queue_is_bounded(server: Server) -> None:
-    forwarder = forwarder_of(turbo_table(server), pool_settings(queue=5, shared_size=1))
+    forwarder = forwarder_of(
+        turbo_table(server), pool_settings(queue=5, shared_size=1, shared_requests=20)
+    )
     calls = [Call(forwarder, b'{"n":%d}' % n) for n in range(5)]
     far = PacketConnection((await server.connection()).sock)
-    calls += [Call(forwarder, b'{"n":%d}' % n) for n in range(5, CAPACITY + 6)]
+    calls += [Call(forwarder, b'{"n":%d}' % n) for n in range(5, 26)]
     assert calls[-1].ec == Ec.THREAD_POOL_IS_FULL
-    packets = [await far.packet() for _ in range(CAPACITY)]
+    packets = [await far.packet() for _ in range(20)]
     await turns()
     for packet in packets:
         far.answer(packet, b'{"ec":200}')

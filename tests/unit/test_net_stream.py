@@ -86,6 +86,42 @@ async def test_a_reset_behind_a_short_message_is_noticed() -> None:
     assert seen.data == b"last words"
 
 
+async def test_bytes_between_a_message_and_a_reset_are_read() -> None:
+    stream, seen, far = make()
+    far.send(b"last words")
+    await turns(1)
+
+    def more() -> None:
+        if is_open(far):
+            far.send(b", and more")
+            reset(far)
+
+    seen.when_data = more
+    stream.resume_reading()
+    await until(lambda: "close" in seen.events)
+    assert seen.data == b"last words, and more"
+    assert isinstance(seen.error, ConnectionResetError)
+
+
+@pytest.mark.parametrize("end", ["bytes", "fin", "reset", "closed"])
+async def test_quiet_is_who_has_nothing_for_us(end: str) -> None:
+    stream, _, far = make()
+    assert stream.is_quiet()
+    if end == "bytes":
+        far.send(b"x")
+    elif end == "fin":
+        far.shutdown(socket.SHUT_WR)
+    elif end == "reset":
+        reset(far)
+    else:
+        stream.abort()
+        await until(lambda: stream.is_closed)
+    await until(lambda: not stream.is_quiet())
+    stream.abort()
+    await until(lambda: stream.is_closed)
+    far.close()
+
+
 async def test_one_turn_reads_a_bounded_amount() -> None:
     stream, seen, far = make()
     fill(far)

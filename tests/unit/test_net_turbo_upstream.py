@@ -38,6 +38,7 @@ class Asked:
             form,
             PacketLimits(max_body),
             self._on_late,
+            capacity=128,
         )
         self.replies: dict[str, bytes] = {}
         self.losses: list[str] = []

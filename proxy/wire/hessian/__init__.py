@@ -11,10 +11,12 @@ from proxy.wire.hessian.errors import (
     HessianError,
     LimitError,
     Limits,
+    LongScan,
 )
 from proxy.wire.hessian.reader import decode
 from proxy.wire.hessian.reply import error_body, scan_ec
 from proxy.wire.hessian.route import scan_route
+from proxy.wire.hessian.skipper import is_long
 from proxy.wire.hessian.translate import from_json, hessian_to_json, json_to_hessian, to_json
 from proxy.wire.hessian.values import (
     Container,
@@ -40,6 +42,7 @@ __all__ = [
     "LimitError",
     "Limits",
     "Long",
+    "LongScan",
     "Scalar",
     "Untranslatable",
     "Value",
@@ -48,6 +51,7 @@ __all__ = [
     "error_body",
     "from_json",
     "hessian_to_json",
+    "is_long",
     "json_to_hessian",
     "scan_ec",
     "scan_route",

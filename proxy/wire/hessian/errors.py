@@ -30,5 +30,9 @@ class LimitError(HessianError):
     """A peer's bytes pass one of the limits."""
 
 
+class LongScan(Exception):
+    """A body has more values than were to be passed over at once; nobody is to blame."""
+
+
 class EncodeError(Exception):
     """A value that we were to write cannot be written: our fault, not a peer's."""

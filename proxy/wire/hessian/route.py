@@ -23,7 +23,7 @@ _SINGLE: dict[int, object] = {
 """What stands for a value whose content no route needs: something of its JSON kind."""
 
 
-def scan_route(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Route:
+def scan_route(body: bytes, limits: Limits = DEFAULT_LIMITS, max_steps: int | None = None) -> Route:
     """The route of the request that `body` holds as one Hessian map.
 
     A map of any type and an object of any class serve alike, for the request, its `params`
@@ -34,7 +34,7 @@ def scan_route(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Route:
 
     Raises what `proxy.wire.moa.parse_route` raises, with the same codes: NotMoa when the body
     is not exactly one Hessian map or object, BadRequest when it names no usable route or
-    passes a limit.
+    passes a limit; and LongScan behind `max_steps` values.
     """
     if len(body) > limits.max_bytes:
         raise BadRequest(
@@ -42,7 +42,7 @@ def scan_route(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Route:
             f"request of {len(body)} bytes is over the limit of {limits.max_bytes}",
         )
     try:
-        request = _RouteScan(body, limits).request()
+        request = _RouteScan(body, limits, max_steps).request()
     except LimitError as error:
         raise BadRequest(Ec.SERIALIZATION, str(error)) from None
     except HessianError as error:
@@ -62,9 +62,9 @@ class _Reference:
 class _RouteScan:
     __slots__ = ("_data", "_skipper")
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
+    def __init__(self, data: bytes, limits: Limits, max_steps: int | None) -> None:
         self._data = data
-        self._skipper = Skipper(data, limits)
+        self._skipper = Skipper(data, limits, max_steps)
 
     def request(self) -> dict[str, object]:
         """What `parse_route` would have decoded, as far as the route depends on it."""

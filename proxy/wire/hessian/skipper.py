@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Final
 
 from proxy.wire.hessian import tags
-from proxy.wire.hessian.errors import HessianError, LimitError, Limits
+from proxy.wire.hessian.errors import HessianError, LimitError, Limits, LongScan
 from proxy.wire.hessian.scalars import SKIP, read_index
 from proxy.wire.hessian.texts import read_text, skip_text
 
@@ -37,11 +39,15 @@ class Skipper:
     Methods take the offset of a value and return the one behind it. They raise HessianError
     for what is no Hessian 2 and IndexError where the body ends. What is passed over is checked
     as far as its size depends on it: strings need not be UTF-8, nor numbers of types exist.
+    With `max_steps`, LongScan is raised behind so many values, keys and names altogether.
     """
 
-    __slots__ = ("_again", "_classes", "_data", "_limits", "_starts")
+    __slots__ = ("_again", "_classes", "_data", "_limits", "_starts", "_steps", "has_references")
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
+    def __init__(self, data: bytes, limits: Limits, max_steps: int | None = None) -> None:
+        self.has_references = False
+        # One iterator for all loops: cheaper than a counter, which each would have to store.
+        self._steps = repeat(None) if max_steps is None else repeat(None, max_steps)
         self._data = data
         self._limits = limits
         self._starts = array("L")
@@ -73,7 +79,7 @@ class Skipper:
         data, sizes = self._data, tags.SIZES
         left = 1
         outer: list[int] = []
-        while True:
+        for _ in self._steps:
             tag = data[at]
             if size := sizes[tag]:
                 at += size
@@ -90,6 +96,7 @@ class Skipper:
                 if not outer:
                     return at
                 left = outer.pop()
+        raise LongScan
 
     def visit_entries(self, at: int, visit: Visit) -> int:
         """Visit the entries of the map, or the fields of the object, at `at`."""
@@ -99,19 +106,22 @@ class Skipper:
             return self._visit_pairs(value_at, visit)
         names_at = self._class_of(tag, at)[0].names_at
         for _ in range(count):
+            self._spend()
             name, names_at = read_text(self._data, names_at)
             value_at = visit(name, value_at)
         return value_at
 
     def _visit_pairs(self, at: int, visit: Visit) -> int:
-        while self._data[at] != tags.END:
+        for _ in self._steps:
+            if self._data[at] == tags.END:
+                return at + 1
             at = self.behind_definitions(at)
             if self._data[at] in tags.TEXTS:
                 key, at = read_text(self._data, at)
                 at = visit(key, at)
             else:
                 at = visit(None, self.skip(at))
-        return at + 1
+        raise LongScan
 
     def _step(self, tag: int, at: int, left: int, outer: list[int]) -> tuple[int, int]:
         """Pass over a definition, a reference or an end, or enter a container."""
@@ -130,7 +140,12 @@ class Skipper:
         outer.append(left - 1)
         return self._open(tag, at)
 
+    def _spend(self) -> None:
+        if next(self._steps, self) is self:
+            raise LongScan
+
     def _skip_reference(self, at: int) -> int:
+        self.has_references = True
         index, end = read_index(self._data, at + 1, "a reference's number")
         if index >= len(self._starts):
             raise HessianError(
@@ -186,12 +201,29 @@ class Skipper:
         count, names_at = read_index(self._data, skip_text(self._data, at + 1), "a field count")
         at = names_at
         for _ in range(count):
+            self._spend()
             at = skip_text(self._data, at)
         if not self._again:
             if len(self._classes) == self._limits.max_definitions:
                 raise LimitError(f"more than {len(self._classes)} class definitions")
             self._classes.append(_Class(count, names_at))
         return at
+
+
+def is_long(body: bytes, limits: Limits, max_values: int) -> bool:
+    """Whether decoding `body` means more than `max_values` values, or any number of them.
+
+    That is so with references: what one of them stands for counts at each place. False also
+    where the body is no Hessian 2, which decoding it finds as soon.
+    """
+    skipper = Skipper(body, limits, max_values)
+    try:
+        skipper.skip(0)
+    except LongScan:
+        return True
+    except (HessianError, IndexError, struct.error):
+        return False
+    return skipper.has_references
 
 
 _Opener = Callable[[Skipper, int, int], tuple[int, int]]

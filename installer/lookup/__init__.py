@@ -1,0 +1,1 @@
+"""moa-lookup: the lookup service as a process."""
