@@ -22,6 +22,8 @@ from installer.client import SOCKET_NAME
 from installer.config import Config
 from proxy.app import ProxyApp
 from proxy.core.model import Instance, PeerAgent, ServiceKey
+from proxy.core.model import Instance, ServiceKey
+from proxy.net.mesh_pool import MeshPool
 from proxy.net.served import Served
 from proxy.obs.metrics import exposition
 
@@ -103,6 +105,14 @@ class Admin:
                     "retried": metrics.retried,
                     "in_flight": metrics.in_flight,
                 },
+                "mesh": {
+                    "peers": gauges["mesh_peers"],
+                    "sessions": gauges["mesh_connections"],
+                    "calls": metrics.mesh_calls,
+                    "served": metrics.mesh_served,
+                    "fallbacks": metrics.mesh_fallbacks,
+                    "hello_failures": metrics.mesh_hello_failures,
+                },
                 "registry": self._registry_facts(),
                 "listeners": {
                     side: [_text(s) for s in listeners if s.getsockname()[1] == port]
@@ -124,7 +134,10 @@ class Admin:
         now_s = self._app.forwarder.loop.time()
         sessions = self._app.sessions.items()
         return web.json_response(
-            {"conns": [_conn(number, session, now_s) for number, session in sessions]}
+            {
+                "conns": [_conn(number, session, now_s) for number, session in sessions],
+                "peers": [_peer(pool) for pool in self._app.forwarder.pools.mesh_pools],
+            }
         )
 
     async def _services(self, _request: web.Request) -> web.Response:
@@ -152,6 +165,7 @@ class Admin:
                     "marks": sorted(i.marks),
                     "health": forwarder.health.describe(i.address, now_s),
                     "in_flight": forwarder.load(i.address),
+                    "load_hint": forwarder.pools.load_hint(i.address),
                 }
                 for i in instances
             ],
@@ -188,6 +202,14 @@ def _text(sock: socket.socket) -> str:
 
 def _caller(agent: PeerAgent) -> dict[str, str]:
     return {"agent": str(agent.address), "app": agent.app, "zone": agent.zone}
+def _peer(pool: MeshPool) -> dict[str, Any]:
+    return {
+        "address": str(pool.address),
+        "state": pool.describe(),
+        "connections": pool.connections,
+        "in_flight": pool.load,
+        "load_hint": pool.load_hint,
+    }
 
 
 def _conn(number: int, session: Served, now_s: float) -> dict[str, Any]:
@@ -199,6 +221,7 @@ def _conn(number: int, session: Served, now_s: float) -> dict[str, Any]:
         "original": str(peer.original) if peer.original else None,
         "caller": _caller(peer.caller) if peer.caller else None,
         "mode": session.mode.value,
+        "protocol": session.protocol.value,
         "service": session.service or None,
         "upstream": str(upstream) if upstream else None,
         "age_s": round(now_s - session.started_s, 3),

@@ -1,9 +1,14 @@
 """Every protocol calls every protocol, with an agent on both sides, on one, and on none.
 
-A cell of the matrix is a caller on node A and a service on node B. The caller is in the mesh or
-not; the service has two ports, of which B's agent steers one. Where caller and service speak
-alike, the service gets the very bytes that were sent; where they do not, the caller's agent
-translates, and without one they do not understand each other, as without us.
+A row of the matrix is a caller on node A and a service on node B. The caller is in the mesh or
+not; the service has two ports, of which B's agent steers one. With both in the mesh, their
+agents speak the mesh protocol to each other. Where caller and service speak alike, the service
+gets the very bytes that were sent; where they do not, the caller's agent translates, and
+without one they do not understand each other, as without us.
+
+The table at the end of a run says of each cell what was seen: `=` the same bytes arrived,
+`~` a translated body, `-` does not apply: without an agent at the caller nobody translates,
+and how long to wait is the caller's own business.
 """
 
 from __future__ import annotations
@@ -19,9 +24,10 @@ import pytest
 
 from interceptor.cgroup import Cgroup
 from tests.e2e.clients.raw import Connection
+from tests.e2e.conftest import Measured
 from tests.samples.turbo_client import TurboClient
 from tests.support.agents import Agent, start_agent, start_service, static_registry
-from tests.support.lab import Lab, LabNode
+from tests.support.lab import Lab, LabNode, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -50,7 +56,10 @@ TIMEOUT_MS = 20_000
 """python-hessian takes seconds for 2 MiB on a busy machine."""
 SHORT_MS = 400
 TEXT = 'grüß \u0000 中文 😀 \\ "'
-MANY = 64
+MANY = 1000
+CONNECTIONS = 20
+"""Over which MANY requests are sent at once."""
+COLUMNS = ("success", "business", "2mib", "empty", "unicode", "concurrent")
 LARGE = 2 * 1024 * 1024 - 4096
 
 
@@ -69,6 +78,27 @@ class Mesh:
     b: LabNode
     agents: tuple[Agent, Agent]
 
+    def meet(self) -> None:
+        """Call every steered service until A's agent speaks the mesh protocol to its agent."""
+
+        def greet() -> None:
+            for callee in FORMS:
+                uri = uri_of(callee, is_steered=True)
+                port = port_of(callee, is_steered=True)
+                assert Caller("resp", self.b.ip4, port).call(uri, "echo", 1)["ec"] == 200
+
+        def confirmed() -> bool:
+            self.a.do(greet)
+            peers = self.agents[0].conns()["peers"]
+            return sum(peer["state"] == "confirmed" for peer in peers) == len(FORMS)
+
+        wait_until(confirmed, 10, "mesh connections to every service's agent")
+
+    def counts(self) -> dict[str, int]:
+        """What A's agent has counted of the mesh."""
+        counted: dict[str, int] = self.agents[0].status()["mesh"]
+        return counted
+
     def caller(self, *, is_meshed: bool) -> Cgroup:
         return self.a.services if is_meshed else Cgroup(f"/{self.a.lab.id}/outside")
 
@@ -84,7 +114,8 @@ def mesh(lab: Lab) -> Mesh:
             for is_dead in (False, True):
                 port = port_of(callee, is_steered=is_steered, is_dead=is_dead)
                 uri = uri_of(callee, is_steered=is_steered, is_dead=is_dead)
-                member = f"{b.ip4}:{port}?{MEMBERS[callee]}&timeout={TIMEOUT_MS}"
+                meshed = "&proto=mesh" * is_steered
+                member = f"{b.ip4}:{port}?{MEMBERS[callee]}{meshed}&timeout={TIMEOUT_MS}"
                 services[uri] = [member]
                 services[f"{uri}#short"] = [member.replace(str(TIMEOUT_MS), str(SHORT_MS))]
                 steered += [port] if is_steered else []
@@ -93,7 +124,9 @@ def mesh(lab: Lab) -> Mesh:
     agents = (start_agent(a, registry), start_agent(b, registry, inbound))
     for agent in agents:
         agent.mesh_on()
-    return Mesh(a, b, agents)
+    made = Mesh(a, b, agents)
+    made.meet()
+    return made
 
 
 def _start(node: LabNode, callee: str, *, is_steered: bool) -> None:
@@ -160,7 +193,6 @@ def scenario(speaks: str, host: str, port: int, uri: str) -> dict[str, Any]:
     caller = Caller(speaks, host, port)
     digest = caller.encode(uri, "digest", TEXT, 1.5, None)
     large = caller.encode(uri, "digest", "x" * LARGE)
-    many = [caller.encode(uri, "echo", number) for number in range(MANY)]
     return {
         "success": caller.call(uri, "echo", TEXT, [1, -(2**40), 2.5, True, None, {"größe": []}]),
         "no args": caller.call(uri, "echo"),
@@ -171,9 +203,28 @@ def scenario(speaks: str, host: str, port: int, uri: str) -> dict[str, Any]:
         "sent 2 MiB": hashlib.sha256(large).hexdigest(),
         "arrived 2 MiB": caller.decode(caller.exchange(large)[0])["result"],
         "2 MiB back": len(caller.call(uri, "big", LARGE)["result"]),
-        "many": [caller.decode(body)["result"] for body in caller.exchange(*many)],
+        "many": at_once(speaks, host, port, uri),
         "slow": slow.decode(slow.exchange(slow_body)[0])["result"],
     }
+
+
+def at_once(speaks: str, host: str, port: int, uri: str) -> int:
+    """How many of MANY requests got their own reply, over some connections at once."""
+    callers = [Caller(speaks, host, port) for _ in range(CONNECTIONS)]
+    each = range(MANY // CONNECTIONS)
+    own: list[int] = []
+
+    def ask(number: int, caller: Caller) -> None:
+        bodies = [caller.encode(uri, "echo", f"{number}.{n}") for n in each]
+        replies = [caller.decode(body)["result"] for body in caller.exchange(*bodies)]
+        own.append(sum(reply == f"{number}.{n}" for n, reply in zip(each, replies, strict=True)))
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(own)
 
 
 MATRIX = pytest.mark.parametrize(
@@ -188,28 +239,36 @@ MATRIX = pytest.mark.parametrize(
 
 
 @MATRIX
-def test_matrix(mesh: Mesh, caller: str, callee: str, place: str) -> None:
+def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place: str) -> None:
     is_meshed, is_steered = PLACES[place]
     uri, host = uri_of(callee, is_steered=is_steered), mesh.b.ip4
     port = port_of(callee, is_steered=is_steered)
     cgroup = mesh.caller(is_meshed=is_meshed)
+    row = f"{caller} > {callee}, {place}"
     if caller != callee and not is_meshed:
         assert mesh.a.do(lambda: talk_past_each_other(caller, host, port, uri), cgroup=cgroup)
+        measured(row, **dict.fromkeys(COLUMNS, "-"))
         return
+    before = mesh.counts()
     seen = mesh.a.do(lambda: scenario(caller, host, port, uri), cgroup=cgroup, timeout_s=60)
+    after = mesh.counts()
     arguments: list[Any] = [TEXT, [1, -(2**40), 2.5, True, None, {"größe": []}]]
     assert seen["success"] == {"ec": 200, "em": "", "result": arguments}
     assert seen["no args"] == {"ec": 200, "em": "", "result": []}
     assert seen["business error"] == {"ec": 503, "em": f"RuntimeError: {TEXT}", "result": None}
     assert seen["no method"] == 502
     assert seen["2 MiB back"] == LARGE
-    assert seen["many"] == list(range(MANY))
+    assert seen["many"] == MANY
     assert seen["slow"] == 100
-    if caller == callee or "hessian" not in caller + callee:
-        assert seen["arrived"] == seen["sent"]
-        assert seen["arrived 2 MiB"] == seen["sent 2 MiB"]
-    else:
-        assert seen["arrived"] != seen["sent"]
+    is_same = caller == callee or "hessian" not in caller + callee
+    assert (seen["arrived"] == seen["sent"]) is is_same
+    assert (seen["arrived 2 MiB"] == seen["sent 2 MiB"]) is is_same
+    assert after["fallbacks"] == before["fallbacks"]
+    asked = after["calls"] - before["calls"]
+    assert asked == (MANY + 8 if place == "both meshed" else 0)
+    how = "=" if is_same else "~"
+    cells = (f"200{how}", 503, f"ok{how}", "ok", "ok", f"{MANY}ok")
+    measured(row, **dict(zip(COLUMNS, cells, strict=True)), mesh=asked)
 
 
 def talk_past_each_other(speaks: str, host: str, port: int, uri: str) -> bool:
