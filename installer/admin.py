@@ -22,7 +22,6 @@ from installer.client import SOCKET_NAME
 from installer.config import Config
 from proxy.app import ProxyApp
 from proxy.core.model import Instance, PeerAgent, ServiceKey
-from proxy.core.model import Instance, ServiceKey
 from proxy.net.mesh_pool import MeshPool
 from proxy.net.served import Served
 from proxy.obs.metrics import exposition
@@ -202,6 +201,8 @@ def _text(sock: socket.socket) -> str:
 
 def _caller(agent: PeerAgent) -> dict[str, str]:
     return {"agent": str(agent.address), "app": agent.app, "zone": agent.zone}
+
+
 def _peer(pool: MeshPool) -> dict[str, Any]:
     return {
         "address": str(pool.address),

@@ -200,6 +200,7 @@ def _instance(instance: Instance) -> dict[str, Any]:
         "marks": sorted(instance.marks),
         "health": None,
         "in_flight": None,
+        "load_hint": None,
     }
 
 

@@ -37,6 +37,7 @@ class Agent:
     def threads(self) -> int:
         """Threads of its process now."""
         return len(list(Path(f"/proc/{self.process.popen.pid}/task").iterdir()))
+
     def conns(self) -> dict[str, Any]:
         return AgentClient.of(self.node.directory / "run").conns()
 
