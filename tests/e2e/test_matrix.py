@@ -60,11 +60,21 @@ TEXT = 'grüß \u0000 中文 😀 \\ "'
 MANY = 1000
 CONNECTIONS = 20
 """Over which MANY requests are sent at once."""
-COLUMNS = ("success", "business", "transport", "timeout", "cancel", "2mib", "empty", "concurrent")
+COLUMNS = (
+    "success",
+    "business",
+    "transport",
+    "timeout",
+    "cancel",
+    "large",
+    "no_args",
+    "concurrent",
+)
 ARGUMENTS: list[Any] = [TEXT, [1, -(2**40), 2.5, True, None, {"größe": []}]]
 CANCELLED_MS = 60_000
 """Longer than the tests take: who is served so long can be seen to have lost its caller."""
 LARGE = 2 * 1024 * 1024 - 4096
+"""python-hessian takes seconds for it: where the way is that of another cell, less will do."""
 
 
 def uri_of(callee: str, *, is_steered: bool, is_dead: bool = False) -> str:
@@ -235,7 +245,9 @@ class Caller:
         return used.sock
 
 
-def scenario(speaks: str, host: str, port: int, uri: str, *, has_deadlines: bool) -> dict[str, Any]:
+def scenario(
+    speaks: str, host: str, port: int, uri: str, *, has_deadlines: bool, size: int, many: int
+) -> dict[str, Any]:
     """What a caller asks, and everything that it sees.
 
     The large bodies come before any request expires: an agent asks a server that lets one
@@ -244,11 +256,11 @@ def scenario(speaks: str, host: str, port: int, uri: str, *, has_deadlines: bool
     gone, slow, caller = (Caller(speaks, host, port) for _ in range(3))
     gone.send(gone.encode(uri, "sleep", CANCELLED_MS))
     slow.send(slow.encode(uri, "sleep", 100))
-    large = caller.encode(uri, "digest", "x" * LARGE)
+    large = caller.encode(uri, "digest", "x" * size)
     seen: dict[str, Any] = {
-        "sent 2 MiB": hashlib.sha256(large).hexdigest(),
-        "arrived 2 MiB": caller.decode(caller.exchange(large)[0])["result"],
-        "2 MiB back": len(caller.call(uri, "big", LARGE)["result"]),
+        "sent large": hashlib.sha256(large).hexdigest(),
+        "arrived large": caller.decode(caller.exchange(large)[0])["result"],
+        "large back": len(caller.call(uri, "big", size)["result"]),
     }
     late = Caller(speaks, host, port)
     if has_deadlines:
@@ -261,7 +273,7 @@ def scenario(speaks: str, host: str, port: int, uri: str, *, has_deadlines: bool
         "no method": caller.call(uri, "none")["ec"],
         "sent": hashlib.sha256(digest).hexdigest(),
         "arrived": caller.decode(caller.exchange(digest)[0])["result"],
-        "many": at_once(speaks, host, port, uri),
+        "many": at_once(speaks, host, port, uri, many),
         "transport": dead(speaks, host, port, uri) if has_deadlines else None,
         "slow": slow.decode(slow.receive(1)[0])["result"],
         "late": late.decode(late.receive(1)[0])["ec"] if has_deadlines else None,
@@ -275,10 +287,10 @@ def dead(speaks: str, host: str, port: int, uri: str) -> int:
     return ec
 
 
-def at_once(speaks: str, host: str, port: int, uri: str) -> int:
-    """How many of MANY requests got their own reply, over some connections at once."""
+def at_once(speaks: str, host: str, port: int, uri: str, many: int) -> int:
+    """How many of `many` requests got their own reply, over some connections at once."""
     callers = [Caller(speaks, host, port) for _ in range(CONNECTIONS)]
-    each = range(MANY // CONNECTIONS)
+    each = range(many // CONNECTIONS)
     own: list[int] = []
 
     def ask(number: int, caller: Caller) -> None:
@@ -300,6 +312,7 @@ MATRIX = pytest.mark.parametrize(
         pytest.param(caller, callee, place, id=f"{caller} calls {callee}, {place}")
         for caller in FORMS
         for callee in FORMS
+        if "turbo9" not in (caller, callee) or {caller, callee} <= {"turbo9", "resp"}
         for place in PLACES
     ],
 )
@@ -316,10 +329,13 @@ def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place:
         assert mesh.a.do(lambda: talk_past_each_other(caller, host, port, uri), cgroup=cgroup)
         measured(row, **dict.fromkeys(COLUMNS, "-"))
         return
+    is_mesh = place == "both meshed"
+    size = LARGE if is_mesh or "hessian" not in caller + callee else LARGE // 16
+    many = MANY if is_mesh else MANY // 10
     before = mesh.counts()
     sockets = {state: mesh.sockets(state, port) for state in ("established", "close-wait")}
     seen = mesh.a.do(
-        lambda: scenario(caller, host, port, uri, has_deadlines=is_meshed),
+        lambda: scenario(caller, host, port, uri, has_deadlines=is_meshed, size=size, many=many),
         cgroup=cgroup,
         timeout_s=60,
     )
@@ -329,20 +345,20 @@ def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place:
     assert seen["no args"] == {"ec": 200, "em": "", "result": []}
     assert seen["business error"] == {"ec": 503, "em": f"RuntimeError: {TEXT}", "result": None}
     assert seen["no method"] == 502
-    assert seen["2 MiB back"] == LARGE
-    assert seen["many"] == MANY
+    assert seen["large back"] == size
+    assert seen["many"] == many
     assert seen["slow"] == 100
     is_same = caller == callee or "hessian" not in caller + callee
     assert (seen["arrived"] == seen["sent"]) is is_same
-    assert (seen["arrived 2 MiB"] == seen["sent 2 MiB"]) is is_same
+    assert (seen["arrived large"] == seen["sent large"]) is is_same
     assert (seen["transport"], seen["late"]) == ((303, 304) if is_meshed else (None, None))
     assert after["fallbacks"] == before["fallbacks"]
     asked = after["calls"] - before["calls"]
     # All but the one to a service that nobody listens for, which may go either way.
-    assert (asked >= MANY + 10) if place == "both meshed" else (asked == 0)
+    assert (asked >= many + 10) if is_mesh else (asked == 0)
     how = "=" if is_same else "~"
     transport, timeout = seen["transport"] or "-", seen["late"] or "-"
-    cells = (f"200{how}", 503, transport, timeout, cancelled, f"200{how}", 200, f"{MANY}ok")
+    cells = (f"200{how}", 503, transport, timeout, cancelled, f"{size // 1024}KiB{how}", 200, many)
     measured(row, **dict(zip(COLUMNS, cells, strict=True)), mesh=asked)
 
 
