@@ -144,8 +144,9 @@ def test_an_agent_that_is_killed_costs_what_was_under_way(mesh: Mesh, measured: 
     back_s = time.monotonic() - killed_s
     report = report_of(load)
     measured("killed under mesh traffic", failed=len(report["failures"]), back_s=back_s)
-    # Open at once: one for each connection of the load.
-    assert len(report["failures"]) <= CONNECTIONS
+    # Each connection of the load has one request open; its next one may meet a connection of
+    # the instance's own protocol that went through the same agent and has not been heard to end.
+    assert len(report["failures"]) <= 2 * CONNECTIONS
     assert all(failure["kind"] == "ec 303" for failure in report["failures"])
     assert mesh.health(PORT)["state"] == "healthy"
 
