@@ -275,3 +275,37 @@ def test_small_requests_do_not_wait_for_a_large_one(mesh: Mesh) -> None:
     order = mesh.a.do(ask, cgroup=mesh.a.agent)
     assert sorted(order) == list(range(1, 22))
     assert order[-1] == 1
+
+
+def test_agents_find_each_other_by_the_registry(lab: Lab) -> None:
+    """No configuration names a peer: B's agent marks what it serves, and takes that back."""
+    c, d = lab.add_node("c"), lab.add_node("d")
+    redis = d.start(
+        "redis", "redis-server", "--bind", d.ip4, "--port", "6379", "--save", "",
+        "--protected-mode", "no",
+    )  # fmt: skip
+    redis.wait_line("Ready to accept connections")
+    url = f"redis://{d.ip4}:6379/0"
+    limits = f"[limits]\nmesh_retry_s = {RETRY_S}\n"
+    agents = [start_agent(node, f'kind = "redis"\nurl = "{url}"', limits) for node in (c, d)]
+    for agent in agents:
+        agent.mesh_on()
+    d.python(
+        "service", "tests/samples/demo_service.py", "--host", d.ip4, "--port", str(PORT),
+        "--register", url,
+    ).wait_line("ready")  # fmt: skip
+
+    def marks() -> str:
+        key = f"moa:marks:{{{DEMO}}}"
+        return d.call("redis-cli", "-h", d.ip4, "hgetall", key, cgroup=d.agent).stdout
+
+    wait_until(lambda: f"{d.ip4}:{PORT} mesh" in marks(), 15, "the mark of D's agent")
+
+    def is_on_the_mesh() -> bool:
+        host = d.ip4
+        assert c.do(lambda: Connection(host, PORT).call(request("echo", 1)))["ec"] == 200
+        return bool(agents[0].status()["mesh"]["calls"])
+
+    wait_until(is_on_the_mesh, 15, "a request over the mesh")
+    assert agents[1].process.stop() == 0
+    assert "mesh" not in marks()
