@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.core.mesh_calls import Origin
@@ -54,6 +55,7 @@ class MeshPool:
         "_failures",
         "_loop",
         "_metrics",
+        "_on_agent_end",
         "_open",
         "_opening",
         "_rand",
@@ -73,7 +75,9 @@ class MeshPool:
         settings: MeshPoolSettings,
         metrics: Metrics,
         rand: random.Random,
+        on_agent_end: Callable[[], None],
     ) -> None:
+        """`on_agent_end` tells that a confirmed agent is leaving or has gone."""
         self.address = address
         self.load = 0
         """Requests under way."""
@@ -83,6 +87,7 @@ class MeshPool:
         self._settings = settings
         self._metrics = metrics
         self._rand = rand
+        self._on_agent_end = on_agent_end
         self._open: list[MeshUpstream] = []
         """Those that take requests."""
         self._opening: MeshUpstream | None = None
@@ -195,6 +200,8 @@ class MeshPool:
     def on_leaving(self, upstream: MeshUpstream) -> None:
         if upstream in self._open:
             self._open.remove(upstream)
+            if not self._closed:
+                self._on_agent_end()
 
     def on_end(self, upstream: MeshUpstream, why: str) -> None:
         if upstream.was_greeted:

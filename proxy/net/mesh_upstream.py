@@ -183,6 +183,9 @@ class MeshUpstream:
                 self._link.end(str(event.error))
 
     def _fail(self, event: RequestFailed) -> None:
+        if self._link.has_ended:
+            # First: what is sent elsewhere now must not meet what ends with this agent.
+            self._leave()
         if event.fate is Fate.NEVER_PROCESSED:
             self._never_sent(event.request_id, event.text)
         elif (asked := self._asked.pop(event.request_id, None)) is not None:

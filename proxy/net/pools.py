@@ -76,9 +76,21 @@ class Pools:
     def _new_mesh(self, address: Address) -> MeshPool | None:
         if self._mesh is None or self._source_for(address) is not None:
             return None
-        pool = MeshPool(self._loop, address, self._mesh, self._metrics, self._rand)
+        pool = MeshPool(
+            self._loop,
+            address,
+            self._mesh,
+            self._metrics,
+            self._rand,
+            partial(self._drop_idle, address),
+        )
         self._mesh_pools[address] = pool
         return pool
+
+    def _drop_idle(self, address: Address) -> None:
+        """Idle connections went through the agent that is leaving, too: it is closing them."""
+        for pool in self._pools.get(address, {}).values():
+            pool.drop_idle()
 
     def get(self, address: Address, wire: Wire) -> Pool:
         by_wire = self._pools.setdefault(address, {})
