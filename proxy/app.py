@@ -146,7 +146,7 @@ class ProxyApp:
             settings.forward.max_body_bytes,
         )
         self._front = Front(
-            settings.session, self.forwarder, self._local, settings.mesh, self._on_session_end
+            settings.session, self.forwarder, self._on_session_end, settings.mesh, self._local
         )
         self._door = Door(self._loop, settings.door, self.metrics, self.sessions, caller_of)
         self._door.serve = self._serve_caller

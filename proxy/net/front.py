@@ -11,7 +11,7 @@ from proxy.core.dispatch import Dialled, Verdict, judge_inbound, judge_outbound
 from proxy.core.packets import Request, judge_packet_inbound, judge_packet_outbound
 from proxy.net.backend import Backend
 from proxy.net.local_call import LocalServices
-from proxy.net.mesh_session import MeshSession
+from proxy.net.mesh_session import MeshSession, Prepare
 from proxy.net.packet_session import PacketSession
 from proxy.net.served import Direction, Peer, Served, SessionSettings
 from proxy.net.session import HandOver, Session
@@ -29,17 +29,18 @@ class Front:
         self,
         settings: SessionSettings,
         forwarder: Backend,
-        local: LocalServices,
-        mesh: Settings,
         on_end: Callable[[], None],
+        mesh: Settings | None = None,
+        local: LocalServices | None = None,
     ) -> None:
-        """`local` serves the requests of other agents, over connections with `mesh`."""
+        """`mesh` is for clients that speak the mesh protocol; without `local` no connection
+        may be inbound."""
         self.sessions: dict[int, Served] = {}
         self._settings = settings
         self._forwarder = forwarder
         self._on_end = on_end
         self._local = local
-        self._mesh = mesh
+        self._mesh = mesh or Settings()
         self._is_leaving = False
         self._ids = itertools.count(1)
         self._counters = Counters()
@@ -88,14 +89,20 @@ class Front:
         session.start()
 
     def _serve_mesh(self, number: int, taken: HandOver, *, is_outbound: bool) -> None:
-        forwarder, local, dialled = self._forwarder, self._local, taken.peer.original
+        forwarder, dialled = self._forwarder, taken.peer.original
+        prepare: Prepare = partial(forwarder.prepare, zone=taken.peer.zone)
+        load: Callable[[], int | None] = _unknown
+        if not is_outbound:
+            assert self._local is not None
+            prepare = partial(self._local.prepare, dialled)
+            load = _unknown if dialled is None else partial(self._local.load, dialled)
         session = MeshSession(
             taken,
             self._mesh,
             forwarder.metrics,
             forwarder.settings.max_body_bytes,
-            forwarder.prepare if is_outbound else partial(local.prepare, dialled),
-            lambda: None if is_outbound or dialled is None else local.load(dialled),
+            prepare,
+            load,
             lambda _session: self._forget(number),
             forwarder.loop.time(),
         )
@@ -130,6 +137,10 @@ class Front:
             is_first=not session.requests,
             counters=self._counters,
         )
+
+
+def _unknown() -> None:
+    return
 
 
 def _dialled(peer: Peer) -> Dialled:

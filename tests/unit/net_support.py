@@ -280,7 +280,7 @@ def front_of(
     local = LocalServices(
         forwarder.loop, made.pool, forwarder.metrics, made.timeout_s, made.max_body_bytes
     )
-    return Front(settings, forwarder, local, Settings(), on_end)
+    return Front(settings, forwarder, on_end, Settings(), local)
 
 
 def session_settings(**changes: float) -> SessionSettings:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from proxy.core.mesh_calls import MeshCall, Origin, header_of, mesh_call, mesh_reply, request_of
+from proxy.core.mesh_calls import MeshCall, Origin, header_of, mesh_reply, request_of
 from proxy.core.message import (
     RESP_JSON,
     Codec,
@@ -19,7 +19,7 @@ from proxy.core.message import (
     speech_of,
 )
 from proxy.core.model import Address, Instance
-from proxy.core.translate import packet_reply, resp_reply
+from proxy.core.translate import in_codec, packet_reply, resp_reply
 from proxy.wire import hessian
 from proxy.wire.mesh import BodyCodec, RequestReceived, ResponseHeader, ResponseReceived
 from proxy.wire.moa import Ec, Route
@@ -35,6 +35,14 @@ MAX = 1 << 20
 
 def request(**props: str) -> MoaRequest:
     return MoaRequest(Route("/s", "g", "m", props), BODY, RESP_JSON, b"raw")
+
+
+def mesh_call(
+    request: MoaRequest, codec: Codec, max_body: int, deadline_s: float, attempt: int
+) -> MeshCall:
+    """As an exchange makes it."""
+    body = in_codec(request.body, request.speech.codec, codec, max_body)
+    return MeshCall(request, codec, body, deadline_s, attempt)
 
 
 def sent(call: MeshCall, now_s: float = 10.0) -> RequestReceived:
