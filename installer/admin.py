@@ -23,6 +23,7 @@ from installer.client import SOCKET_NAME
 from installer.config import Config
 from proxy.app import ProxyApp
 from proxy.core.model import PeerAgent
+from proxy.net.mesh_pool import MeshPool
 from proxy.net.served import Served
 from proxy.obs.metrics import exposition
 from proxy.wire.moa import Route
@@ -106,6 +107,14 @@ class Admin:
                     "retried": metrics.retried,
                     "in_flight": metrics.in_flight,
                 },
+                "mesh": {
+                    "peers": gauges["mesh_peers"],
+                    "sessions": gauges["mesh_connections"],
+                    "calls": metrics.mesh_calls,
+                    "served": metrics.mesh_served,
+                    "fallbacks": metrics.mesh_fallbacks,
+                    "hello_failures": metrics.mesh_hello_failures,
+                },
                 "registry": self._registry_facts(),
                 "listeners": {
                     side: [_text(s) for s in listeners if s.getsockname()[1] == port]
@@ -127,7 +136,10 @@ class Admin:
         now_s = self._app.forwarder.loop.time()
         sessions = self._app.sessions.items()
         return web.json_response(
-            {"conns": [_conn(number, session, now_s) for number, session in sessions]}
+            {
+                "conns": [_conn(number, session, now_s) for number, session in sessions],
+                "peers": [_peer(pool) for pool in self._app.forwarder.pools.mesh_pools],
+            }
         )
 
     async def _services(self, _request: web.Request) -> web.Response:
@@ -183,6 +195,16 @@ def _caller(agent: PeerAgent) -> dict[str, str]:
     return {"agent": str(agent.address), "app": agent.app, "zone": agent.zone}
 
 
+def _peer(pool: MeshPool) -> dict[str, Any]:
+    return {
+        "address": str(pool.address),
+        "state": pool.describe(),
+        "connections": pool.connections,
+        "in_flight": pool.load,
+        "load_hint": pool.load_hint,
+    }
+
+
 def _conn(number: int, session: Served, now_s: float) -> dict[str, Any]:
     peer, upstream = session.peer, session.upstream
     return {
@@ -192,6 +214,7 @@ def _conn(number: int, session: Served, now_s: float) -> dict[str, Any]:
         "original": str(peer.original) if peer.original else None,
         "caller": _caller(peer.caller) if peer.caller else None,
         "mode": session.mode.value,
+        "protocol": session.protocol.value,
         "service": session.service or None,
         "upstream": str(upstream) if upstream else None,
         "age_s": round(now_s - session.started_s, 3),

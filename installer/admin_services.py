@@ -52,6 +52,7 @@ def _instance_facts(
         "in_flight": forwarder.load(address),
         "latency_ms": round(node.latency_s * 1000, 3) if node.latency_s else None,
         "slowness": round(slowness, 2) if slowness else None,
+        "load_hint": forwarder.pools.load_hint(address),
     }
 
 

@@ -36,6 +36,7 @@ from interceptor.maps import Maps
 from interceptor.node import Node
 from proxy.app import AppSettings, ProxyApp
 from proxy.core.known import KnownInstances
+from proxy.registry.announce import MeshAnnouncer
 from proxy.registry.base import RegistryError
 
 RECONCILE_S = 1.0
@@ -183,6 +184,9 @@ async def _serve(
         app.start()
         background.append(group.create_task(_beat(gate, facts, config.agent.heartbeat_ms / 1000)))
         background.append(group.create_task(_reconcile(gate)))
+        announcer = MeshAnnouncer(registry, gate.is_local, f"agent:{config.node.name}")
+        if config.registry.kind == "redis":
+            background.append(group.create_task(announcer.run()))
         await admin.start()
         # Start-up garbage is done with; what is left lives as long as the agent.
         gc.collect()
@@ -190,7 +194,9 @@ async def _serve(
         log.info("ready", generation=gate.generation, registry=registry.status().state.value)
         await stop.wait()
         log.info("draining", connections=len(app.sessions))
+        withdrawal = group.create_task(announcer.withdraw())
         await app.drain(config.agent.drain_timeout_s)
+        await withdrawal
         await admin.close()
         for task in background:
             task.cancel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 from installer.config import Config
@@ -9,9 +11,11 @@ from installer.config_failover import policies_of
 from interceptor.cgroup import Cgroup
 from interceptor.node import AgentSettings
 from proxy.app import AppSettings
+from proxy.core.mesh_calls import Origin
 from proxy.net.door import DoorSettings
 from proxy.net.forward import ForwardSettings
 from proxy.net.lane import LaneSettings
+from proxy.net.mesh_pool import MeshPoolSettings
 from proxy.net.pool_types import PoolSettings
 from proxy.net.served import SessionSettings
 from proxy.registry.base import Registry
@@ -19,6 +23,7 @@ from proxy.registry.endpoint import RedisEndpoint
 from proxy.registry.member import parse_address
 from proxy.registry.redis import RedisRegistry, RedisTimes
 from proxy.registry.static import StaticRegistry
+from proxy.wire.mesh import Settings as MeshSettings
 from proxy.wire.resp import Limits
 
 LANE_CONNECT_S = 10.0
@@ -26,6 +31,9 @@ LANE_CONNECT_S = 10.0
 
 PACKETS_AT_ONCE = 128
 """Of one client that sends binary packets; what is beyond waits in its socket."""
+
+MESH_HELLO_S = 1.0
+"""For an agent's HELLO; no request waits for it."""
 
 _FRAMING_BYTES = 64 * 1024
 """What a request may have besides its one large element."""
@@ -54,6 +62,17 @@ def app_settings(config: Config) -> AppSettings:
         max_element=limits.max_reply_bytes, max_frame=limits.max_reply_bytes + _FRAMING_BYTES
     )
     connect_timeout_s = routing.connect_timeout_ms / 1000
+    pool = PoolSettings(
+        size=limits.pool_size,
+        shared_size=limits.shared_pool_size,
+        shared_requests=limits.shared_requests,
+        queue=limits.pool_queue,
+        connect_timeout_s=connect_timeout_s,
+        idle_ping_s=limits.idle_ping_s,
+        idle_close_s=limits.idle_close_s,
+        mark=config.bpf.mark,
+        max_reply_bytes=limits.max_reply_bytes,
+    )
     return AppSettings(
         outbound_port=config.agent.outbound_port,
         inbound_port=config.agent.inbound_port,
@@ -79,18 +98,39 @@ def app_settings(config: Config) -> AppSettings:
             timeout_s=routing.timeout_ms / 1000,
             max_body_bytes=limits.max_request_bytes,
             policies=policies_of(config.failover, config.service),
-            pool=PoolSettings(
-                size=limits.pool_size,
-                shared_size=limits.shared_pool_size,
-                shared_requests=limits.shared_requests,
-                queue=limits.pool_queue,
-                connect_timeout_s=connect_timeout_s,
-                idle_ping_s=limits.idle_ping_s,
-                idle_close_s=limits.idle_close_s,
-                mark=config.bpf.mark,
-                max_reply_bytes=limits.max_reply_bytes,
-            ),
+            pool=pool,
+            mesh=_mesh_pool(config),
         ),
+        local_pool=replace(pool, size=limits.local_connections),
+        mesh=_mesh(config, limits.max_request_bytes),
+    )
+
+
+def _mesh(config: Config, max_body: int) -> MeshSettings:
+    """Of a side of a mesh connection that takes bodies of at most `max_body` bytes."""
+    usual = MeshSettings()
+    return replace(
+        usual,
+        max_body=max_body,
+        max_buffered=max(usual.max_buffered, max_body),
+        max_queued=max(usual.max_queued, max_body),
+        agent=f"moa-interceptor/{version('moa-interceptor')}",
+        app=config.node.application,
+        zone=config.node.zone,
+    )
+
+
+def _mesh_pool(config: Config) -> MeshPoolSettings | None:
+    limits = config.limits
+    if not limits.mesh_connections:
+        return None
+    return MeshPoolSettings(
+        wire=replace(_mesh(config, limits.max_reply_bytes), hello_timeout_s=MESH_HELLO_S),
+        origin=Origin(config.node.application, config.node.zone),
+        size=limits.mesh_connections,
+        retry_s=limits.mesh_retry_s,
+        connect_timeout_s=config.routing.connect_timeout_ms / 1000,
+        mark=config.bpf.mark,
     )
 
 

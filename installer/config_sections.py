@@ -261,6 +261,25 @@ class Limits(Section):
     shared_requests: int = Field(
         128, ge=1, le=65_536, description="Requests under way at once on one of these."
     )
+    mesh_connections: int = Field(
+        2,
+        ge=0,
+        le=16,
+        description="Mesh connections to the agent of one instance; 0: instances are only "
+        "spoken to in their own protocols.",
+    )
+    mesh_retry_s: int = Field(
+        30,
+        ge=1,
+        le=3600,
+        description="An instance that did not answer as an agent is asked again after so long.",
+    )
+    local_connections: int = Field(
+        256,
+        ge=1,
+        le=4096,
+        description="Connections to one local service, for the requests of other agents.",
+    )
     pipeline_depth: int = Field(
         1,
         ge=1,

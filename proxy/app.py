@@ -23,6 +23,8 @@ from proxy.net.door import Door, DoorSettings
 from proxy.net.forward import Forwarder, ForwardSettings
 from proxy.net.front import Front
 from proxy.net.listener import Acceptor
+from proxy.net.local_call import LocalServices
+from proxy.net.pool_types import PoolSettings
 from proxy.net.served import Direction, Mode, Peer, Served, SessionSettings
 from proxy.net.sockets import (
     LOOP_GUARD4,
@@ -33,6 +35,8 @@ from proxy.net.sockets import (
 )
 from proxy.obs.metrics import Metrics
 from proxy.registry.base import Registry
+from proxy.wire.detect import Protocol as Spoken
+from proxy.wire.mesh import Settings as MeshSettings
 
 _REOPEN_SHARE = 0.9
 """A full agent takes traffic again below this share of its connections."""
@@ -80,13 +84,18 @@ class Gate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AppSettings:
-    """What the proxy needs of a node's configuration."""
+    """What the proxy needs of a node's configuration.
+
+    `local_pool` is for the services of this node, `mesh` for the agents that ask for them.
+    """
 
     outbound_port: int
     inbound_port: int
     max_connections: int
     session: SessionSettings
     forward: ForwardSettings
+    local_pool: PoolSettings
+    mesh: MeshSettings
     zone: str
     default_group: str
     pre: bool
@@ -132,7 +141,16 @@ class ProxyApp:
             self._source_for,
         )
         self._checker = Checker(self.forwarder, rand)
-        self._front = Front(settings.session, self.forwarder, self._on_session_end)
+        self._local = LocalServices(
+            self._loop,
+            settings.local_pool,
+            self.metrics,
+            settings.forward.timeout_s,
+            settings.forward.max_body_bytes,
+        )
+        self._front = Front(
+            settings.session, self.forwarder, self._on_session_end, settings.mesh, self._local
+        )
         self._door = Door(self._loop, settings.door, self.metrics, self.sessions, caller_of)
         self._door.serve = self._serve_caller
         self._door.on_full = self._on_accept_error
@@ -187,6 +205,7 @@ class ProxyApp:
         moved = table.addresses is not self.forwarder.table.addresses
         self.known.update(table.addresses, self._loop.time())
         self.forwarder.update(table)
+        self._local.update(table)
         if moved:
             self._gate.follow()
 
@@ -289,6 +308,7 @@ class ProxyApp:
         """Let new connections pass us by, finish what is under way, then close everything."""
         self._draining = True
         self._gate.shut()
+        self._front.go_away()
         self._door.dismiss()
         deadline_s = self._loop.time() + timeout_s
         # A connect() that was turned to us just before is still on its way to be accepted.
@@ -319,6 +339,7 @@ class ProxyApp:
         for session in list(self.sessions.values()):
             session.close()
         self.forwarder.close()
+        self._local.close()
 
     # What can be seen from outside
 
@@ -330,7 +351,12 @@ class ProxyApp:
             "inbound_connections": sum(s.peer.direction is Direction.INBOUND for s in sessions),
             "peer_connections": sum(s.peer.caller is not None for s in sessions),
             "raw_connections": sum(s.mode is Mode.RAW for s in sessions),
+            "mesh_connections": sum(s.protocol is Spoken.MESH for s in sessions),
             "upstream_connections": sum(p.connections for p in self.forwarder.pools),
+            "mesh_upstream_connections": sum(
+                p.connections for p in self.forwarder.pools.mesh_pools
+            ),
+            "mesh_peers": sum(p.connections > 0 for p in self.forwarder.pools.mesh_pools),
             "services": len(self.forwarder.table.uris),
             "instances": len(self.forwarder.table.addresses),
         }

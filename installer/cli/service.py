@@ -204,6 +204,7 @@ def _instance(instance: Instance) -> dict[str, Any]:
         "in_flight": None,
         "latency_ms": None,
         "slowness": None,
+        "load_hint": None,
     }
 
 

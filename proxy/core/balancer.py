@@ -27,7 +27,7 @@ NOBODY: frozenset[Address] = frozenset()
 class Node:
     """What one service's requests have shown of one address."""
 
-    __slots__ = ("address", "hint", "in_flight", "latency_s", "slowness")
+    __slots__ = ("address", "in_flight", "latency_s", "slowness")
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -35,8 +35,6 @@ class Node:
         self.slowness = Slowness()
         self.latency_s = 0.0
         """A moving average, for people to look at; 0 when nothing was seen."""
-        self.hint = 0.0
-        """The load that the instance itself reported last, as a share of what it can take."""
 
 
 class Place(NamedTuple):
@@ -101,9 +99,6 @@ def _is_clearly_better(one: Place, other: Place, choices: Choices, now_s: float)
     b_cost = 1 + b.in_flight * mean / (other.instance.weight or 1)
     a_cost *= max(1.0, a.slowness.estimate(now_s) / _TOLERATED)
     b_cost *= max(1.0, b.slowness.estimate(now_s) / _TOLERATED)
-    if a.hint or b.hint:
-        a_cost *= 1 + a.hint
-        b_cost *= 1 + b.hint
     return a_cost * _CLEARLY <= b_cost
 
 

@@ -46,7 +46,7 @@ def resp_reply(outcome: Outcome, max_body: int) -> bytes:
     if outcome.speech.wire is Wire.RESP:
         return outcome.raw
     try:
-        return bulk(_reply_body(outcome, Codec.JSON, max_body))
+        return bulk(reply_body(outcome, Codec.JSON, max_body))
     except CannotTranslate as error:
         return bulk(error_body(Ec.SERIALIZATION, str(error)))
 
@@ -59,7 +59,7 @@ def packet_reply(outcome: Outcome, to: Packet, max_body: int) -> bytes:
     if outcome.speech == speech and outcome.raw:
         return b"".join((to.raw[:4], memoryview(outcome.raw)[4:]))
     try:
-        body = _reply_body(outcome, speech.codec, max_body)
+        body = reply_body(outcome, speech.codec, max_body)
     except CannotTranslate as error:
         return packet_failure(Failure(Ec.SERIALIZATION, str(error)), to)
     return encode_answer(to, Cmd.RESP, body, _extension(speech.codec))
@@ -72,7 +72,8 @@ def packet_failure(failure: Failure, to: Packet) -> bytes:
     return encode_answer(to, Cmd.RESP, write(failure.ec, failure.em), _extension(codec))
 
 
-def _reply_body(reply: MoaReply, codec: Codec, max_body: int) -> bytes:
+def reply_body(reply: MoaReply, codec: Codec, max_body: int) -> bytes:
+    """The body of a reply in another codec. Raises CannotTranslate."""
     if reply.body is None:
         raise CannotTranslate(
             f"the instance's reply cannot be told in {codec.value}: {reply.problem}"
@@ -81,7 +82,10 @@ def _reply_body(reply: MoaReply, codec: Codec, max_body: int) -> bytes:
 
 
 def in_codec(body: bytes, source: Codec, target: Codec, max_body: int) -> bytes:
-    """The body in another codec; raises CannotTranslate. Takes time for each of its values."""
+    """The body in another codec, or the very body when that is its own.
+
+    Raises CannotTranslate. Takes time for each of its values.
+    """
     if source is target:
         return body
     limits = Limits(max_bytes=max_body)

@@ -15,21 +15,32 @@ from typing import TYPE_CHECKING
 from proxy.core import heavy
 from proxy.core.balancer import NOBODY, Node, Place
 from proxy.core.deadline import effective_timeout_s, request_timeout_ms
-from proxy.core.message import Failure, MoaReply, MoaRequest, Outcome, reply_of, speech_of
+from proxy.core.mesh_calls import MeshCall
+from proxy.core.message import (
+    Answer,
+    Failure,
+    MoaReply,
+    MoaRequest,
+    Outcome,
+    Speech,
+    Unsent,
+    Wire,
+    reply_of,
+    speech_of,
+)
 from proxy.core.model import Address, Instance
 from proxy.core.retry import may_retry
 from proxy.core.routing import Candidates
 from proxy.core.service import Service
-from proxy.core.translate import CannotTranslate, request_frame, request_of
+from proxy.core.translate import CannotTranslate, in_codec, request_of
 from proxy.net.deadlines import Wheel
 from proxy.net.hedge import Hedge
+from proxy.net.mesh_pool import MeshPool
 from proxy.net.pool import Pool
 from proxy.net.pool_types import Unavailable, Waiter
-from proxy.net.upstream import Upstream
+from proxy.net.upstream import Outgoing, Upstream
 from proxy.obs.metrics import ServiceCounts
 from proxy.wire.moa import Ec, is_transport_failure
-from proxy.wire.resp import Reply
-from proxy.wire.turbo import Packet
 
 if TYPE_CHECKING:
     from proxy.net.forward import Forwarder
@@ -55,13 +66,13 @@ class Exchange:
     __slots__ = (
         "_attempt",
         "_begun_s",
+        "_body",
         "_candidates",
         "_counts",
         "_deadline_s",
         "_done",
         "_extra",
         "_forwarder",
-        "_frame",
         "_hedge",
         "_hedge_timer",
         "_is_translating",
@@ -105,12 +116,12 @@ class Exchange:
         self._hedge_timer: asyncio.TimerHandle | None = None
         self._last: Outcome | None = None
         self._deadline_s = 0.0
-        self._pool: Pool | None = None
+        self._pool: Pool | MeshPool | None = None
         self._waiter: Waiter | None = None
         self._sent_on: Upstream | None = None
         self._number = 0
-        self._frame: bytes | None = None
-        """What a job made of the request, for an instance that is spoken to as `_speech`."""
+        self._body: bytes | None = None
+        """What a job made of the request's body, in the codec of `_speech`."""
         self._is_translating = False
         self._speech = request.speech
         self._wheel: Wheel | None = None
@@ -152,6 +163,9 @@ class Exchange:
                 default_s=forwarder.settings.timeout_s,
             )
             service.used_s = now_s
+            if self._request.deadline_s is not None:
+                left_s = round(self._request.deadline_s - now_s, 3)
+                timeout_s = min(timeout_s, max(0.0, left_s))
             self._deadline_s = now_s + timeout_s
             self._wheel = forwarder.deadlines.of(timeout_s)
             self._wheel.add(self._expire, self._deadline_s)
@@ -160,13 +174,19 @@ class Exchange:
         self._node = node
         self.instance = instance
         service.begin(node, now_s)
-        speech = speech_of(instance, self._request.speech)
-        if speech != self._speech:
-            self._speech, self._frame = speech, None
-        # Kept: the table, and with it the address's pool, may change before the reply.
-        self._pool = forwarder.pools.get(instance.address, self._speech.wire)
+        self._approach(instance)
+
+    def _approach(self, instance: Instance) -> None:
+        way = self._forwarder.pools.way_to(instance, self._request.speech)
+        self._acquire(*way)
+
+    def _acquire(self, speech: Speech, pool: Pool | MeshPool) -> None:
+        """`pool` is kept: the table, and with it the address's pool, may change meanwhile."""
+        if speech.codec is not self._speech.codec:
+            self._body = None
+        self._speech, self._pool = speech, pool
         self._waiter = Waiter(self._on_connection, self._on_unavailable)
-        self._pool.acquire(self._waiter)
+        pool.acquire(self._waiter)
 
     def _leave_node(self) -> Node:
         """The attempt is over."""
@@ -195,26 +215,34 @@ class Exchange:
         self._waiter = None
         pool = self._pool
         assert pool is not None
-        limit, frame = self._forwarder.settings.max_body_bytes, self._frame
-        if self._request.speech == self._speech:
-            frame = self._request.raw
-        elif frame is None:
-            job = heavy.translation(self._request, self._speech.codec, limit)
+        request, speech, body = self._request, self._speech, self._body
+        if body is None and request.speech != speech:
+            limit = self._forwarder.settings.max_body_bytes
+            job = heavy.translation(request, speech.codec, limit)
             if job is not None:
                 pool.release(upstream)
                 self._is_translating = True
                 self._forwarder.worker.ask(job, self._on_request_translated)
                 return
             try:
-                frame = request_frame(self._request, self._speech, limit)
+                body = in_codec(request.body, request.speech.codec, speech.codec, limit)
             except CannotTranslate as error:
                 pool.release(upstream)
                 self._fail_translation(str(error))
                 return
         self._sent_on = upstream
-        self._number = upstream.send(frame, self._on_upstream_reply, self._on_loss)
+        self._number = upstream.send(self._frame(body), self._on_upstream_reply, self._on_loss)
         if self._service.p95 is not None and not self._extra and self._sent_on is not None:
             self._plan_hedge(self._service.p95.value_s())
+
+    def _frame(self, body: bytes | None) -> Outgoing:
+        """`body` is in the codec of the instance; None: it speaks as the caller does."""
+        request, speech = self._request, self._speech
+        if speech.wire is Wire.MESH:
+            self._forwarder.metrics.mesh_calls += 1
+            body = request.body if body is None else body
+            return MeshCall(request, speech.codec, body, self._deadline_s, self._attempt - 1)
+        return request.raw if body is None else request_of(body, speech)
 
     def _on_request_translated(self, done: heavy.Done) -> None:
         """Another process has translated the body: on with it, over whichever connection."""
@@ -224,10 +252,18 @@ class Exchange:
         if done.failure:
             self._fail_translation(done.failure)
             return
-        assert self._pool is not None
-        self._frame = request_of(done.data, self._speech)
-        self._waiter = Waiter(self._on_connection, self._on_unavailable)
-        self._pool.acquire(self._waiter)
+        assert self.instance is not None
+        self._body = done.data
+        self._approach(self.instance)
+
+    def _fall_back(self) -> None:
+        """Not processed by the instance's agent: at once to the instance itself, which may
+        be well where its agent is leaving, gone, or of another version."""
+        forwarder, instance = self._forwarder, self.instance
+        assert instance is not None
+        forwarder.metrics.mesh_fallbacks += 1
+        speech = speech_of(instance, self._request.speech)
+        self._acquire(speech, forwarder.pools.get(instance.address, speech.wire))
 
     def _fail_translation(self, why: str) -> None:
         self._leave_node()
@@ -256,18 +292,23 @@ class Exchange:
         else:
             self._give_up(why)
 
-    def _on_upstream_reply(self, answer: Reply | Packet) -> None:
+    def _on_upstream_reply(self, answer: Answer | Unsent) -> None:
         upstream, pool = self._sent_on, self._pool
         assert upstream is not None
         assert pool is not None
         self._sent_on = None
+        if isinstance(answer, Unsent):
+            pool.release(upstream)
+            self._fall_back()
+            return
         forwarder = self._forwarder
         address, now_s = upstream.address, forwarder.loop.time()
         reply = reply_of(answer, forwarder.settings.max_body_bytes)
         if reply.is_unsent and not self._done:
             pool.release(upstream)
-            why = f"{address}: its agent cannot reach it"
-            self._on_unavailable(Unavailable(why, is_refused=True))
+            is_overload = reply.ec == Ec.THREAD_POOL_IS_FULL
+            why = f"{address}: its agent {'is full' if is_overload else 'cannot reach it'}"
+            self._on_unavailable(Unavailable(why, is_overload, is_refused=not is_overload))
             return
         node, service = self._leave_node(), self._service
         is_failure = reply.ec is not None and is_transport_failure(reply.ec)
@@ -291,7 +332,9 @@ class Exchange:
         assert upstream is not None
         assert self._pool is not None
         node = self._leave_node()
-        self._service.failed(node, self._begun_s, self._forwarder.loop.time(), why)
+        if self._speech.wire is not Wire.MESH:
+            # An agent that ends says nothing of the instance, which the next request finds.
+            self._service.failed(node, self._begun_s, self._forwarder.loop.time(), why)
         self._counts.transport_failures += 1
         self._pool.discard(upstream)
         uri = self._request.route.uri

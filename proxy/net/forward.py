@@ -14,6 +14,7 @@ from proxy.core.routing import Candidates, Router
 from proxy.core.service import Service, Services
 from proxy.net.deadlines import Deadlines
 from proxy.net.exchange import Exchange, OutcomeCallback
+from proxy.net.mesh_pool import MeshPoolSettings
 from proxy.net.pool_types import PoolSettings
 from proxy.net.pools import Pools
 from proxy.net.worker import Worker
@@ -26,12 +27,13 @@ class ForwardSettings:
     """Of the agent that forwards.
 
     `timeout_s` is for instances that say nothing; a body that is translated or decompressed
-    has at most `max_body_bytes`.
+    has at most `max_body_bytes`. Without `mesh`, agents are not spoken to as such.
     """
 
     timeout_s: float
     max_body_bytes: int
     pool: PoolSettings
+    mesh: MeshPoolSettings | None = None
     policies: Policies = DEFAULT_POLICIES
 
 
@@ -52,7 +54,7 @@ class Forwarder:
         self.table = ServiceTable()
         self.metrics = metrics
         self.services = Services(settings.policies, rand)
-        self.pools = Pools(loop, settings.pool, metrics, source_for)
+        self.pools = Pools(loop, settings.pool, metrics, source_for, settings.mesh, rand)
         self.worker = Worker(loop)
         self.deadlines = Deadlines(loop)
         self._router = router

@@ -5,13 +5,18 @@ from __future__ import annotations
 import itertools
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from proxy.core.dispatch import Dialled, Verdict, judge_inbound, judge_outbound
 from proxy.core.packets import Request, judge_packet_inbound, judge_packet_outbound
 from proxy.net.backend import Backend
+from proxy.net.local_call import LocalServices
+from proxy.net.mesh_session import MeshSession, Prepare
 from proxy.net.packet_session import PacketSession
 from proxy.net.served import Direction, Peer, Served, SessionSettings
 from proxy.net.session import HandOver, Session
+from proxy.wire.detect import Protocol
+from proxy.wire.mesh import Settings
 from proxy.wire.redis_server import Counters, SessionState
 from proxy.wire.resp import Command
 from proxy.wire.turbo import Packet
@@ -21,12 +26,22 @@ class Front:
     """Owns the sessions; `on_end` tells that one of them has gone."""
 
     def __init__(
-        self, settings: SessionSettings, forwarder: Backend, on_end: Callable[[], None]
+        self,
+        settings: SessionSettings,
+        forwarder: Backend,
+        on_end: Callable[[], None],
+        mesh: Settings | None = None,
+        local: LocalServices | None = None,
     ) -> None:
+        """`mesh` is for clients that speak the mesh protocol; without `local` no connection
+        may be inbound."""
         self.sessions: dict[int, Served] = {}
         self._settings = settings
         self._forwarder = forwarder
         self._on_end = on_end
+        self._local = local
+        self._mesh = mesh or Settings()
+        self._is_leaving = False
         self._ids = itertools.count(1)
         self._counters = Counters()
 
@@ -44,15 +59,25 @@ class Front:
             self._judge if peer.direction is Direction.OUTBOUND else _judge_inbound,
             state,
             lambda _session: self._forget(number),
-            lambda taken: self._serve_packets(number, taken),
+            lambda taken: self._take_over(number, taken),
         )
         self._counters.connections += 1
         self.sessions[number] = session
         session.start()
         return number
 
-    def _serve_packets(self, number: int, taken: HandOver) -> None:
+    def go_away(self) -> None:
+        """Ask the agents that are connected to send nothing new."""
+        self._is_leaving = True
+        for session in list(self.sessions.values()):
+            if isinstance(session, MeshSession):
+                session.go_away()
+
+    def _take_over(self, number: int, taken: HandOver) -> None:
         is_outbound = taken.peer.direction is Direction.OUTBOUND
+        if taken.protocol is Protocol.MESH:
+            self._serve_mesh(number, taken, is_outbound=is_outbound)
+            return
         session = PacketSession(
             taken,
             self._settings,
@@ -62,6 +87,29 @@ class Front:
         )
         self.sessions[number] = session
         session.start()
+
+    def _serve_mesh(self, number: int, taken: HandOver, *, is_outbound: bool) -> None:
+        forwarder, dialled = self._forwarder, taken.peer.original
+        prepare: Prepare = partial(forwarder.prepare, zone=taken.peer.zone)
+        load: Callable[[], int | None] = _unknown
+        if not is_outbound:
+            assert self._local is not None
+            prepare = partial(self._local.prepare, dialled)
+            load = _unknown if dialled is None else partial(self._local.load, dialled)
+        session = MeshSession(
+            taken,
+            self._mesh,
+            forwarder.metrics,
+            forwarder.settings.max_body_bytes,
+            prepare,
+            load,
+            lambda _session: self._forget(number),
+            forwarder.loop.time(),
+        )
+        self.sessions[number] = session
+        session.start()
+        if self._is_leaving:
+            session.go_away()
 
     def _forget(self, number: int) -> None:
         del self.sessions[number]
@@ -89,6 +137,10 @@ class Front:
             is_first=not session.requests,
             counters=self._counters,
         )
+
+
+def _unknown() -> None:
+    return
 
 
 def _dialled(peer: Peer) -> Dialled:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 from proxy.core import heavy
 from proxy.core.balancer import Place
-from proxy.core.message import MoaReply, MoaRequest, reply_of, speech_of
+from proxy.core.message import Answer, MoaReply, MoaRequest, Unsent, reply_of, speech_of
 from proxy.core.service import Service
 from proxy.core.translate import CannotTranslate, request_frame
 from proxy.net.pool_types import Unavailable, Waiter
 from proxy.net.upstream import Upstream
 from proxy.wire.moa import is_transport_failure
-from proxy.wire.resp import Reply
-from proxy.wire.turbo import Packet
 
 if TYPE_CHECKING:
     from proxy.net.forward import Forwarder
@@ -89,9 +87,13 @@ class Hedge:
             self._fail(why.why, is_refused=why.is_refused)
         self._end(None)
 
-    def _on_reply(self, answer: Reply | Packet) -> None:
+    def _on_reply(self, answer: Answer | Unsent) -> None:
         upstream, self._sent_on = self._sent_on, None
         assert upstream is not None
+        if isinstance(answer, Unsent):
+            self._pool.release(upstream)
+            self._end(None)
+            return
         reply = reply_of(answer, self._forwarder.settings.max_body_bytes)
         is_failure = reply.ec is not None and is_transport_failure(reply.ec)
         if is_failure:

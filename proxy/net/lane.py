@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from proxy.core.model import Address
 from proxy.net.dial import Dial
-from proxy.net.resp_upstream import LossCallback, ReplyCallback, RespUpstream
+from proxy.net.resp_upstream import ReplyCallback, RespUpstream
 from proxy.net.sockets import open_client
+from proxy.net.upstream import LossCallback
 from proxy.wire.resp import Limits, Reply
 
 RETRY_AFTER_S = 1.0

@@ -22,8 +22,11 @@ from proxy.net.served import Mode, SessionSettings
 from proxy.net.session import HandOver
 from proxy.net.splice import Splice as SplicedPair
 from proxy.net.stream import Stream
+from proxy.wire.detect import Protocol
 from proxy.wire.moa import Ec
-from proxy.wire.turbo import Packet, PacketLimits
+from proxy.wire.turbo import Form, Packet, PacketLimits
+
+_FORMS = {Protocol.TURBO: Form.PACKET19, Protocol.TURBO9: Form.PACKET9}
 
 
 class PacketSession:
@@ -39,6 +42,7 @@ class PacketSession:
     ) -> None:
         self.peer = taken.peer
         self.mode = Mode.MOA
+        self.protocol = taken.protocol
         self.spoke_moa = False
         self.service = ""
         self.requests = 0
@@ -51,10 +55,11 @@ class PacketSession:
         self._judge = judge
         self._on_end = on_end
         self._first = taken.first
+        form = _FORMS[taken.protocol]
         self._reader = PacketReader(
             forwarder.loop,
             taken.client,
-            taken.form,
+            form,
             PacketLimits(settings.max_packet),
             self._slow_after_s,
             self._on_slow_packet,
@@ -65,7 +70,7 @@ class PacketSession:
         self._is_awaited = taken.lane.is_wanted
         replies = PacketLimits(settings.lane.limits.max_element)
         patience_s = settings.lane.patience_s
-        self._lane = PacketLane(forwarder.loop, taken.lane, taken.form, replies, patience_s, self)
+        self._lane = PacketLane(forwarder.loop, taken.lane, form, replies, patience_s, self)
         self._spliced: SplicedPair | None = None
         self._to_server = b""
         self._in_question: Packet | None = None
@@ -307,6 +312,7 @@ class PacketSession:
         self._is_splicing = True
         self._to_server = to_server + self._unparsed()
         self.mode = Mode.RAW
+        self.protocol = Protocol.OTHER
         self._lane.take(lambda server, read: self._join(server, to_client + read))
 
     def _join(self, server: Stream | None, to_client: bytes) -> None:

@@ -289,6 +289,11 @@ class Pool:
         timer = self._loop.call_later(PING_TIMEOUT_S, forget)
         upstream.ping(answered, forget)
 
+    def drop_idle(self) -> None:
+        """Close the connections that no request is on."""
+        for upstream in [u for u in self._free if u not in self._lent]:
+            self._drop(upstream)
+
     def close(self) -> None:
         """Close what is idle, fail who waits; what is lent closes when it comes back."""
         self._closed = True

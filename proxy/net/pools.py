@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
 
-from proxy.core.message import Wire
-from proxy.core.model import Address
+from proxy.core.message import Speech, Wire, speech_of
+from proxy.core.model import Address, Instance
+from proxy.net.mesh_pool import MeshPool, MeshPoolSettings
 from proxy.net.pool import Pool
 from proxy.net.pool_types import PoolSettings
 from proxy.net.resp_upstream import RespUpstream
@@ -34,7 +36,10 @@ class Pools:
         settings: PoolSettings,
         metrics: Metrics,
         source_for: Callable[[Address], str | None],
+        mesh: MeshPoolSettings | None = None,
+        rand: random.Random | None = None,
     ) -> None:
+        """Without `mesh` no agent is spoken to as one."""
         self._loop = loop
         self._settings = settings
         self._metrics = metrics
@@ -43,10 +48,49 @@ class Pools:
         self._resp_limits = Limits(max_element=largest, max_frame=largest + _FRAMING_BYTES)
         self._packet_limits = PacketLimits(max_body=largest)
         self._pools: dict[Address, dict[Wire, Pool]] = {}
+        self._mesh = mesh
+        self._rand = rand or random.Random()
+        self._mesh_pools: dict[Address, MeshPool] = {}
 
     def __iter__(self) -> Iterator[Pool]:
         for by_wire in self._pools.values():
             yield from by_wire.values()
+
+    @property
+    def mesh_pools(self) -> Iterator[MeshPool]:
+        """The pools to instances' agents."""
+        return iter(self._mesh_pools.values())
+
+    def way_to(self, instance: Instance, caller: Speech) -> tuple[Speech, Pool | MeshPool]:
+        """How a request goes now: over the mesh where that is confirmed, else the own way.
+
+        A service of this node is reached past its agent, which is this one.
+        """
+        own = speech_of(instance, caller)
+        if self._mesh is not None and "mesh" in instance.protocols:
+            mesh = self._mesh_pools.get(instance.address) or self._new_mesh(instance.address)
+            if mesh is not None and mesh.is_ready():
+                return Speech(Wire.MESH, own.codec), mesh
+        return own, self.get(instance.address, own.wire)
+
+    def _new_mesh(self, address: Address) -> MeshPool | None:
+        if self._mesh is None or self._source_for(address) is not None:
+            return None
+        pool = MeshPool(
+            self._loop,
+            address,
+            self._mesh,
+            self._metrics,
+            self._rand,
+            partial(self._drop_idle, address),
+        )
+        self._mesh_pools[address] = pool
+        return pool
+
+    def _drop_idle(self, address: Address) -> None:
+        """Idle connections went through the agent that is leaving, too: it is closing them."""
+        for pool in self._pools.get(address, {}).values():
+            pool.drop_idle()
 
     def get(self, address: Address, wire: Wire) -> Pool:
         by_wire = self._pools.setdefault(address, {})
@@ -58,24 +102,34 @@ class Pools:
     def load(self, address: Address) -> int:
         """Requests on their way to an address, or waiting for a connection."""
         by_wire = self._pools.get(address)
-        return 0 if by_wire is None else sum([pool.load for pool in by_wire.values()])
+        load = 0 if by_wire is None else sum([pool.load for pool in by_wire.values()])
+        mesh = self._mesh_pools.get(address)
+        return load if mesh is None else load + mesh.load
+
+    def load_hint(self, address: Address) -> int | None:
+        """Requests in flight at an instance, from all callers, as its agent said last."""
+        mesh = self._mesh_pools.get(address)
+        return None if mesh is None else mesh.load_hint
 
     def retain(self, addresses: AbstractSet[Address]) -> None:
         """Close the pools of all other addresses."""
         for address in self._pools.keys() - addresses:
             self._close(address)
+        for address in self._mesh_pools.keys() - addresses:
+            self._mesh_pools.pop(address).close()
 
     def close(self) -> None:
         while self._pools:
             # Who is failed by this may ask for another: none is listed now.
             self._close(next(iter(self._pools)))
+        while self._mesh_pools:
+            self._mesh_pools.popitem()[1].close()
 
     def _close(self, address: Address) -> None:
         for pool in self._pools.pop(address).values():
             pool.close()
 
     def _new(self, address: Address, wire: Wire) -> Pool:
-        # The seam for the mesh protocol: one more wire, and how its upstream is made.
         settings = self._settings
         make = partial(self._connect_resp, address)
         size = settings.size

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from proxy.core.model import Address
 from proxy.net.stream import Stream
+from proxy.net.upstream import LossCallback, Outgoing
 from proxy.wire.resp import Limits, ProtocolError, Reply, ReplyParser, encode_command
 
 ReplyCallback = Callable[[Reply], None]
-LossCallback = Callable[[str], None]
 
 _PUSH = b">"
 _ERROR = b"-"
@@ -90,12 +90,13 @@ class RespUpstream:
         """Whether the kernel knows of no end: the loop may not have told us of a FIN yet."""
         return not self._lost and self.stream.is_quiet()
 
-    def send(self, request: bytes, on_reply: ReplyCallback, on_loss: LossCallback) -> int:
+    def send(self, request: Outgoing, on_reply: ReplyCallback, on_loss: LossCallback) -> int:
         """Write one request; exactly one of the two is called, unless `close` comes first.
 
         `on_reply` may send the next request at once. `on_loss` gets why there is no reply; by
         then bytes of the request have been handed to the kernel.
         """
+        assert isinstance(request, bytes)
         self._on_reply, self._on_loss = on_reply, on_loss
         self.stream.write(request)
         return 0

@@ -9,6 +9,7 @@ from typing import Protocol
 from proxy.core.model import Address, PeerAgent
 from proxy.net.lane import LaneSettings
 from proxy.net.stream import Stream
+from proxy.wire.detect import Protocol as Spoken
 from proxy.wire.resp import Limits
 
 
@@ -66,6 +67,7 @@ class Served(Protocol):
 
     peer: Peer
     mode: Mode
+    protocol: Spoken
     service: str
     requests: int
     started_s: float

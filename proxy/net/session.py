@@ -27,25 +27,25 @@ from proxy.wire.detect import Protocol, detect
 from proxy.wire.moa import Ec, error_body
 from proxy.wire.redis_server import SessionState
 from proxy.wire.resp import Command, ProtocolError, RequestParser, bulk, error
-from proxy.wire.turbo import Form
 
 _QUEUED_COMMANDS = 1024
 """Commands read ahead of the one that is served; beyond, the client is not read."""
 
 
-SPOKEN = frozenset({Protocol.RESP, Protocol.TURBO, Protocol.TURBO9})
-"""What is served; the mesh protocol would be one more, and one more hand-over."""
+SPOKEN = frozenset({Protocol.RESP, Protocol.TURBO, Protocol.TURBO9, Protocol.MESH})
+"""What is served; all but RESP is handed over."""
 
-_FORMS = {Protocol.TURBO: Form.PACKET19, Protocol.TURBO9: Form.PACKET9}
+_HANDED_OVER = SPOKEN - {Protocol.RESP}
 
 
 class HandOver(NamedTuple):
-    """A client that sends binary packets, with `first` as its first bytes."""
+    """A client that does not speak RESP, with `first` as its first bytes."""
 
+    loop: asyncio.AbstractEventLoop
     client: Stream
     lane: Lane
     peer: Peer
-    form: Form
+    protocol: Protocol
     first: bytes
 
 
@@ -71,12 +71,13 @@ class Session:
         judge: Callable[[Command, Session], Verdict],
         state: SessionState,
         on_end: Callable[[Session], None],
-        on_packets: Callable[[HandOver], None],
+        on_other: Callable[[HandOver], None],
     ) -> None:
-        """`on_packets` takes over a client that turns out to send binary packets."""
+        """`on_other` takes over a client that turns out to speak another protocol of ours."""
         self.peer = peer
         self.state = state
         self.mode = Mode.DETECTING
+        self.protocol = Protocol.UNDECIDED
         self.spoke_moa = False
         self.service = ""
         self.requests = 0
@@ -89,7 +90,7 @@ class Session:
         self._max_body = forwarder.settings.max_body_bytes
         self._judge = judge
         self._on_end = on_end
-        self._on_packets = on_packets
+        self._on_other = on_other
         self._parser = RequestParser(settings.limits)
         self._commands: deque[Command] = deque()
         self._queued_bytes = 0
@@ -155,22 +156,24 @@ class Session:
             self._start_slow_timer()
         elif protocol is Protocol.OTHER:
             self._begin_splice(first)
-        elif protocol in _FORMS:
-            self._hand_over(_FORMS[protocol], first)
+        elif protocol in _HANDED_OVER:
+            self._hand_over(protocol, first)
         else:
+            self.protocol = protocol
             self._cancel_slow_timer()
             self.mode = Mode.MOA
             self._unread = b""
             self._parse(first)
 
-    def _hand_over(self, form: Form, first: bytes) -> None:
+    def _hand_over(self, protocol: Protocol, first: bytes) -> None:
         """From here on the client is another session's; nothing of it is ended."""
         self._cancel_slow_timer()
         self.mode = Mode.MOA
         self._unread = b""
         self._has_ended = True
         self.client.on_drain = lambda: None
-        self._on_packets(HandOver(self.client, self._lane, self.peer, form, first))
+        taken = HandOver(self._loop, self.client, self._lane, self.peer, protocol, first)
+        self._on_other(taken)
 
     def _parse(self, data: bytes) -> None:
         commands: list[Command] = []
@@ -424,6 +427,7 @@ class Session:
     def _splice_when_settled(self) -> None:
         if not self._slots and self.mode is not Mode.RAW and not self._has_ended:
             self.mode = Mode.RAW
+            self.protocol = Protocol.OTHER
             self._lane.take(self._splice)
 
     def _splice(self, upstream: RespUpstream | None) -> None:

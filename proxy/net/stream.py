@@ -39,7 +39,7 @@ class Stream:
 
     `on_data` gets what arrived, `on_eof` says that the peer will send no more, `on_close`
     comes exactly once, last, with the error if there was one. `on_drain` says that a
-    congested stream takes data again.
+    congested stream takes data again, `on_flushed` that the kernel has taken all that waited.
     """
 
     __slots__ = (
@@ -63,6 +63,7 @@ class Stream:
         "on_data",
         "on_drain",
         "on_eof",
+        "on_flushed",
         "sock",
     )
 
@@ -74,6 +75,7 @@ class Stream:
         self.on_eof: Callback = _ignore
         self.on_close: CloseCallback = lambda _error: None
         self.on_drain: Callback = _ignore
+        self.on_flushed: Callback = _ignore
         self.bytes_in = 0
         self.bytes_out = 0
         self._out: deque[memoryview] = deque()
@@ -231,6 +233,7 @@ class Stream:
                 return
             if self._eof_wanted:
                 self._shutdown()
+            self.on_flushed()
         if was_congested and self._buffered <= LOW_WATER:
             self.on_drain()
 

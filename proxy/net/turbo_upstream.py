@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from proxy.core.model import Address
 from proxy.net.stream import Stream
-from proxy.net.upstream import AnswerCallback, LossCallback
+from proxy.net.upstream import LossCallback, Outgoing
 from proxy.wire.turbo import (
     Cmd,
     Form,
@@ -33,8 +33,11 @@ _LAST_NUMBER = 2**31 - 1
 """The earlier form has signed numbers."""
 
 
+PacketCallback = Callable[[Packet], None]
+
+
 class _Asked(NamedTuple):
-    on_reply: AnswerCallback
+    on_reply: PacketCallback
     on_loss: LossCallback
 
 
@@ -113,8 +116,9 @@ class TurboUpstream:
         except OSError:
             return False
 
-    def send(self, request: bytes, on_reply: AnswerCallback, on_loss: LossCallback) -> int:
+    def send(self, request: Outgoing, on_reply: PacketCallback, on_loss: LossCallback) -> int:
         """Write one packet under a number of ours, which is returned."""
+        assert isinstance(request, bytes)
         number = self._next_number()
         self._asked[number] = _Asked(on_reply, on_loss)
         self.stream.write(b"".join((number.to_bytes(4, "big"), memoryview(request)[4:])))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from proxy.core.mesh_calls import MeshCall
+from proxy.core.message import Answer, Unsent
 from proxy.core.model import Address
-from proxy.wire.resp import Reply
-from proxy.wire.turbo import Packet
 
-AnswerCallback = Callable[[Reply | Packet], None]
+Outgoing = bytes | MeshCall
+"""A request as its wire takes it."""
+AnswerCallback = Callable[[Answer | Unsent], None]
 LossCallback = Callable[[str], None]
 
 
@@ -40,11 +42,12 @@ class Upstream(Protocol):
     def looks_alive(self) -> bool:
         """Whether the kernel knows of no end: the loop may not have told us of a FIN yet."""
 
-    def send(self, request: bytes, on_reply: AnswerCallback, on_loss: LossCallback) -> int:
+    def send(self, request: Outgoing, on_reply: AnswerCallback, on_loss: LossCallback) -> int:
         """Write one request; its number, for `forget`.
 
         Exactly one of the two is called, unless `forget` or `close` comes first. `on_reply`
-        may send the next request at once.
+        may send the next request at once; it gets Unsent when the request was certainly not
+        processed, `on_loss` when it may have been.
         """
 
     def forget(self, number: int) -> bool:

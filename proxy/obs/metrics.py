@@ -58,6 +58,11 @@ class Metrics:
     overloads: int = 0
     peer_accepted: int = 0
     peer_refused: int = 0
+    mesh_calls: int = 0
+    mesh_fallbacks: int = 0
+    mesh_hello_failures: int = 0
+    mesh_losses: int = 0
+    mesh_served: int = 0
     services: dict[str, ServiceCounts] = field(default_factory=dict)
 
     def service(self, uri: str) -> ServiceCounts:
@@ -87,6 +92,12 @@ _COUNTERS = {
     "clients_cancelled": "requests whose client went away",
     "accepted": "connections accepted",
     "accept_errors": "connections that could not be accepted",
+    "mesh_calls": "requests sent to an instance's agent over the mesh protocol",
+    "mesh_fallbacks": "requests given to the mesh, not processed there, and sent to the same "
+    "instance over its own protocol",
+    "mesh_hello_failures": "mesh connections whose peer did not speak the protocol",
+    "mesh_losses": "mesh connections that ended, whoever ended them",
+    "mesh_served": "requests of other agents that were served over the mesh protocol",
     "overloads": "times the agent withdrew from the kernel because it was full",
     "peer_accepted": "connections accepted for another node, whose own agent does not serve",
     "peer_refused": "such connections refused: of a stranger, or too many",

@@ -8,7 +8,6 @@ bounds and each open request has an end.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from random import Random
 
 from tests.fuzz.harness import fuzz, instrumented
@@ -97,7 +96,7 @@ def opened(server: bool) -> MeshConnection:
 def normal(events: list[Event]) -> list[str]:
     """Events as text, with bodies in one piece."""
     return [
-        repr(replace(event, body=(joined(event.body),)))
+        repr(event._replace(body=(joined(event.body),)))
         if isinstance(event, RequestReceived | ResponseReceived)
         else repr(event)
         for event in events

@@ -41,6 +41,9 @@ class Agent:
         """Threads of its process now."""
         return len(list(Path(f"/proc/{self.process.popen.pid}/task").iterdir()))
 
+    def conns(self) -> dict[str, Any]:
+        return AgentClient.of(self.node.directory / "run").conns()
+
     def mesh_on(self) -> None:
         """Scope this node's services and switch the mesh on."""
         node = Node(self.node.root)

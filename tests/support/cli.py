@@ -56,7 +56,7 @@ def answering_agent(directory: Path) -> Iterator[None]:
     """An agent of that node that answers as docs/CLI.md says."""
     answers = {
         "/v1/status": documented.example("status")["agent"],
-        "/v1/conns": {"conns": documented.example("conns")["conns"]},
+        "/v1/conns": {key: documented.example("conns")[key] for key in ("conns", "peers")},
         "/v1/services": {"services": documented.example("service list")["services"]},
         "/v1/explain": documented.example("route explain"),
         "/v1/registry": documented.example("registry status")["registry"],

@@ -12,11 +12,14 @@ from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
 from proxy.core.policy import DEFAULT_POLICY, Policies, ServicePolicy
 from proxy.core.routing import Router
 from proxy.net.forward import Forwarder, ForwardSettings
+from proxy.net.front import Front
 from proxy.net.lane import LaneSettings
+from proxy.net.local_call import LocalServices
 from proxy.net.pool_types import PoolSettings
 from proxy.net.served import SessionSettings
 from proxy.net.stream import Stream
 from proxy.obs.metrics import Metrics
+from proxy.wire.mesh import Settings
 from proxy.wire.resp import Command, Limits, RequestParser
 from proxy.wire.turbo import Cmd, Form, Packet, PacketParser, encode_answer
 
@@ -274,6 +277,17 @@ def forwarder_of(
     )
     made.update(table)
     return made
+
+
+def front_of(
+    forwarder: Forwarder, settings: SessionSettings, on_end: Callable[[], None] = lambda: None
+) -> Front:
+    """A front whose agents are served from the forwarder's own kind of pools."""
+    made = forwarder.settings
+    local = LocalServices(
+        forwarder.loop, made.pool, forwarder.metrics, made.timeout_s, made.max_body_bytes
+    )
+    return Front(settings, forwarder, on_end, Settings(), local)
 
 
 def session_settings(**changes: float) -> SessionSettings:

@@ -161,13 +161,6 @@ def test_slow_instance_is_avoided_and_tried_again() -> None:
     assert later == set(two)
 
 
-def test_load_that_an_instance_reports_counts() -> None:
-    two = members(1, 1)
-    choices = choices_of(two)
-    choices.places[0].node.hint = 0.9
-    assert {pick(choices, random.Random(8)) for _ in range(100)} == {two[1]}
-
-
 @pytest.mark.parametrize(("at_s", "share"), [(0.0, 0.05), (15.0, 0.275), (30.0, 0.5)])
 def test_slow_start_grows_to_the_whole_weight(at_s: float, share: float) -> None:
     two = members(1, 1)

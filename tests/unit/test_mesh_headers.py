@@ -102,7 +102,7 @@ def test_request_fields_of_a_newer_proto_survive_a_hop() -> None:
     message.new_text = "from the future"
     message.new_numbers.extend([1, 2, 3])
     header, _ = decode_request(message.SerializeToString())
-    onward = next_hop(header, arrived_s=0.0, now_s=0.0, bits=lambda _: 5, attempt=7)
+    onward = next_hop(header, codec=1, deadline_ms=None, attempt=7, bits=lambda _: 5)
     onward = replace(onward, tracestate="", props={"only": "this"})
     after = newer("RequestHeader").FromString(encode_request(onward, 6))
     assert (after.new_text, list(after.new_numbers)) == ("from the future", [1, 2, 3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 
 from hypothesis import given, settings
@@ -43,7 +42,7 @@ def failures(pipe: Pipe) -> list[ConnectionFailed]:
 def whole(events: list[Event]) -> list[Event]:
     """The events with bodies in one piece: where a body is cut promises nothing."""
     return [
-        replace(event, body=(joined(event.body),))
+        event._replace(body=(joined(event.body),))
         if isinstance(event, RequestReceived | ResponseReceived)
         else event
         for event in events

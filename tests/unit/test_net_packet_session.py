@@ -11,7 +11,6 @@ import pytest_asyncio
 
 from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
 from proxy.net.forward import Forwarder
-from proxy.net.front import Front
 from proxy.net.served import Direction, Mode, Peer, Served
 from proxy.wire.resp import bulk
 from proxy.wire.turbo import (
@@ -29,6 +28,7 @@ from tests.unit.net_support import (
     PacketConnection,
     Server,
     forwarder_of,
+    front_of,
     is_open,
     pool_settings,
     read_end,
@@ -95,7 +95,7 @@ class Client:
             original_is_instance=original in forwarder.table.addresses,
             source=None,
         )
-        self.front = Front(session_settings(**settings), forwarder, self._on_end)
+        self.front = front_of(forwarder, session_settings(**settings), self._on_end)
         self.front.serve(near, peer)
 
     def _on_end(self) -> None:

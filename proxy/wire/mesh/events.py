@@ -1,9 +1,13 @@
-"""What a connection tells its driver."""
+"""What a connection tells its driver.
+
+What each request makes is a tuple: a frozen dataclass costs three times as much.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from proxy.wire.mesh.errors import PeerError
 from proxy.wire.mesh.headers import RequestHeader, ResponseHeader
@@ -27,8 +31,7 @@ class Negotiated:
     peer: Hello
 
 
-@dataclass(frozen=True, slots=True)
-class RequestReceived:
+class RequestReceived(NamedTuple):
     """A request is complete; it is owed one `send_response`.
 
     `arrived_s` is when its first frame came, `deadline_s` when its caller gives up (None:
@@ -50,8 +53,7 @@ class RequestCancelled:
     request_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseReceived:
+class ResponseReceived(NamedTuple):
     """A response is complete; its request is over."""
 
     request_id: int
@@ -59,8 +61,7 @@ class ResponseReceived:
     body: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFailed:
+class RequestFailed(NamedTuple):
     """A request is over without a response; `text` says why, for `em` and the log."""
 
     request_id: int

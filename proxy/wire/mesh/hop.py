@@ -25,15 +25,12 @@ _NO_TRACE = "0" * 32
 _NO_SPAN = "0" * 16
 
 
-def remaining_ms(deadline_ms: int | None, arrived_s: float, now_s: float) -> int | None:
-    """What is left of `deadline_ms` that a request had when it arrived; never negative.
+def remaining_ms(deadline_s: float, now_s: float) -> int:
+    """What is left until a deadline, both on one clock; never negative.
 
     Rounds down, so that a caller never waits less long than who works for it.
     """
-    if deadline_ms is None:
-        return None
-    spent_ms = max(0.0, now_s - arrived_s) * 1000
-    return max(0, int(deadline_ms - spent_ms))
+    return max(0, int((deadline_s - now_s) * 1000))
 
 
 def child_trace(
@@ -56,10 +53,10 @@ def child_trace(
 def next_hop(
     header: RequestHeader,
     *,
-    arrived_s: float,
-    now_s: float,
+    codec: int,
+    deadline_ms: int | None,
+    attempt: int,
     bits: RandomBits,
-    attempt: int | None = None,
 ) -> RequestHeader:
     """The header for the next hop; everything else, unknown fields too, stays as it is."""
     traceparent, tracestate = child_trace(header.traceparent, header.tracestate, bits)
@@ -68,9 +65,9 @@ def next_hop(
         header.service,
         header.method,
         header.group,
-        header.codec,
-        remaining_ms(header.deadline_ms, arrived_s, now_s),
-        header.attempt if attempt is None else attempt,
+        codec,
+        deadline_ms,
+        attempt,
         traceparent,
         tracestate,
         header.source_app,
