@@ -318,6 +318,9 @@ def test_fault(world: World, fault: Fault, measured: Measured) -> None:
     )  # fmt: skip
     load.wait(BEFORE)
     load.wait_for("b", 0.0)
+    if world.protocol == "mesh":
+        agent = world.agents["a"]
+        wait_until(lambda: agent.status()["mesh"]["calls"] > 0, 10, "the agents speak mesh")
     fault.do(world)
     begun_s = time.monotonic()
     try:
