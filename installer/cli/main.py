@@ -29,7 +29,8 @@ COMMANDS = {
     "config": Lazy(f"{_HERE}.config", "config", "Check and show the configuration."),
     "doctor": Lazy(f"{_HERE}.doctor", "doctor", "Say what is wrong here and what to do."),
     "agent": Lazy(f"{_HERE}.agent", "agent", "Run the agent."),
-    "uninstall": Lazy(f"{_HERE}.uninstall", "uninstall", "Take everything out of the kernel."),
+    "install": Lazy(f"{_HERE}.install", "install", "Put it on this node, or bring it up to date."),
+    "uninstall": Lazy(f"{_HERE}.uninstall", "uninstall", "Take everything off this node."),
     "version": Lazy(f"{_HERE}.version", "version", "Show versions."),
 }
 
