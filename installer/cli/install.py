@@ -62,10 +62,9 @@ class _Asked:
     help="Write below DIR, as into an image; nothing is started.",
 )
 @shared_options
-@pass_session
 @click.pass_context
 def install(
-    ctx: click.Context, session: Session, dry_run: bool, registry: str | None,
+    ctx: click.Context, dry_run: bool, registry: str | None,
     cgroups: tuple[str, ...], yes: bool, no_start: bool, force: bool, sysroot: Path,
 ) -> None:  # fmt: skip
     """Put MOA Interceptor on this node, or bring what is there to this version.
@@ -76,6 +75,8 @@ def install(
     """
     if ctx.invoked_subcommand is not None:
         return
+    # Made here by a decorator it would hide the root's from `install status`.
+    session = ctx.find_root().ensure_object(Session)
     if session.config_path and (registry or cgroups):
         raise click.UsageError("-c FILE is the whole configuration: without --registry, --cgroup")
     live = sysroot.resolve() == Path("/")

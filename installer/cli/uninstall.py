@@ -15,7 +15,7 @@ from installer.cli.install import told
 from installer.cli.output import emit
 from installer.cli.session import Session, pass_session, shared_options
 from installer.client import SOCKET_NAME
-from installer.config import Config
+from installer.config import DEFAULT_PATH, Config
 from installer.plan import manifest, run
 from installer.plan.site import Site
 from interceptor.cgroup import Cgroup
@@ -64,10 +64,12 @@ def uninstall(session: Session, dry_run: bool, yes: bool, purge: bool, sysroot: 
     node = Node(session.root or config.bpf.root)
     site = Site(sysroot.resolve(), purge=purge)
     report = _Report(dry_run=dry_run)
+    # With -c or --root this is about another agent than the installed one.
+    is_whole = not site.is_live or (
+        session.config_path in (None, DEFAULT_PATH) and node.tree.root == config.bpf.root
+    )
     with told():
-        installed = run.load(site)
-        # With --root these may be the pins of another agent than the installed one.
-        installed = installed and (not site.is_live or node.tree.root == config.bpf.root)
+        installed = is_whole and run.load(site)
         if dry_run:
             _preview(node, site, installed, report)
         else:
@@ -75,7 +77,7 @@ def uninstall(session: Session, dry_run: bool, yes: bool, purge: bool, sysroot: 
                 _ask(node)
             if site.is_live:
                 _leave_node(node, config, site, installed, report)
-            if not site.is_live or node.tree.root == config.bpf.root:
+            if is_whole:
                 run.uninstall(site)
                 report.removed += site.removed
                 report.left += site.left

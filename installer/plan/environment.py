@@ -2,13 +2,15 @@
 of their own, `/opt/moa/versions/<version>/{bin,lib}`, beside other versions.
 
 Complete and precompiled: it needs no network, no compiler and no pip, and nothing is written
-into it afterwards. `FILES` lists every file with its SHA-256, as sha256sum writes it; it is
+into it afterwards. It may be moved: its commands find their libraries from where they are. It
+is laid out as a venv, so that `sys.executable` starts further processes in it. `FILES` lists every file with its SHA-256, as sha256sum writes it; it is
 written last when the tree is built, and removed last when it is taken away.
 """
 
 from __future__ import annotations
 
 import compileall
+import hashlib
 import importlib
 import os
 import re
@@ -32,6 +34,7 @@ VERSIONS = "/opt/moa/versions"
 CURRENT = "/opt/moa/current"
 LIST = "FILES"
 
+_LIBRARY = "lib/python{}.{}/site-packages".format(*sys.version_info[:2])
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _STAGING = ".new-"
 # Sources of compiled modules, which nothing reads at run time.
@@ -44,7 +47,8 @@ import os
 import sys
 
 here = os.path.dirname(os.path.realpath(__file__))
-sys.path.insert(0, os.path.join(os.path.dirname(here), "lib"))
+sys.path.insert(0, os.path.join(os.path.dirname(here), "{library}"))
+sys.executable = os.path.join(here, "python3")
 from {module} import {attribute}
 
 sys.exit({attribute}())
@@ -92,7 +96,7 @@ def step(source: Source) -> Step:
 
 def build(source: Source, directory: Path) -> None:
     """Write the whole tree into a directory that does not exist yet."""
-    library, commands = directory / "lib", directory / "bin"
+    library, commands = directory / _LIBRARY, directory / "bin"
     for origin, place in source.files:
         target = library / place
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +104,19 @@ def build(source: Source, directory: Path) -> None:
         shutil.copy2(origin, target)
         target.chmod(0o755 if origin.suffix == ".so" else 0o644)
     compileall.compile_dir(library, quiet=2, workers=1, stripdir=str(directory))
+    home = os.path.dirname(source.python)
+    (directory / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
     commands.mkdir(parents=True)
+    (commands / "python3").symlink_to(source.python)
     for name, module, attribute in source.commands:
         launcher = commands / name
         launcher.write_text(
-            _LAUNCHER.format(python=source.python, module=module, attribute=attribute)
+            _LAUNCHER.format(
+                python=source.python, library=_LIBRARY, module=module, attribute=attribute
+            )
         )
         launcher.chmod(0o755)
-    lines = [f"{digest(path)}  {path.relative_to(directory)}\n" for path in _walk(directory)]
+    lines = [f"{_fingerprint(path)}  {path.relative_to(directory)}\n" for path in _walk(directory)]
     (directory / LIST).write_text("".join(lines))
 
 
@@ -116,7 +125,7 @@ def changed(directory: Path) -> Iterator[str]:
     listed = _listed(directory)
     for path in _walk(directory):
         name = str(path.relative_to(directory))
-        if name != LIST and listed.pop(name, None) != digest(path):
+        if name != LIST and listed.pop(name, None) != _fingerprint(path):
             yield name
     yield from listed
 
@@ -172,6 +181,13 @@ def _staging(path: str) -> str:
 
 def _walk(directory: Path) -> list[Path]:
     return sorted(Path(parent, name) for parent, _, names in os.walk(directory) for name in names)
+
+
+def _fingerprint(path: Path) -> str:
+    """SHA-256 of a file's content, or of a link's target: what is behind it is not ours."""
+    if path.is_symlink():
+        return hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()
+    return digest(path)
 
 
 def _listed(directory: Path) -> dict[str, str]:

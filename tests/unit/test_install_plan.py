@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.support.installs import (
     wanted,
 )
 
+LIBRARY = "lib/python{}.{}/site-packages".format(*sys.version_info[:2])
 CONFIG = "etc/moa/agent.toml"
 CHANGES = (os.mkdir, os.rename, os.symlink, os.unlink, os.rmdir)
 
@@ -121,7 +123,7 @@ def test_purge_removes_what_was_changed_since(sysroot: Path, asked: node_plan.Wa
     before = picture(sysroot)
     install(sysroot, asked)
     (sysroot / CONFIG).write_text("# changed\n")
-    (sysroot / f"opt/moa/versions/{VERSION}/lib/hello/__init__.py").write_text("pass")
+    (sysroot / f"opt/moa/versions/{VERSION}/{LIBRARY}/hello/__init__.py").write_text("pass")
     uninstall(sysroot, purge=True)
     assert picture(sysroot) == before
 
@@ -130,7 +132,7 @@ def test_environment_that_was_changed_is_told_and_what_was_changed_stays(
     sysroot: Path, asked: node_plan.Wanted
 ) -> None:
     install(sysroot, asked)
-    changed = sysroot / f"opt/moa/versions/{VERSION}/lib/hello/__init__.py"
+    changed = sysroot / f"opt/moa/versions/{VERSION}/{LIBRARY}/hello/__init__.py"
     changed.write_text("def main(): print('patched')\n")
     assert any("hello/__init__.py" in text for text in install(sysroot, asked).notes)
     site = uninstall(sysroot)
