@@ -67,7 +67,7 @@ def install(
     ctx: click.Context, dry_run: bool, registry: str | None,
     cgroups: tuple[str, ...], yes: bool, no_start: bool, force: bool, sysroot: Path,
 ) -> None:  # fmt: skip
-    """Put MOA Interceptor on this node, or bring what is there to this version.
+    """Put it on this node, or bring it to this version.
 
     Shows its steps and asks before it does them. May be repeated, also after it was killed.
     With -c the configuration is that file; otherwise --registry and --cgroup say what is to be

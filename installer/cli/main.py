@@ -29,7 +29,9 @@ COMMANDS = {
     "config": Lazy(f"{_HERE}.config", "config", "Check and show the configuration."),
     "doctor": Lazy(f"{_HERE}.doctor", "doctor", "Say what is wrong here and what to do."),
     "agent": Lazy(f"{_HERE}.agent", "agent", "Run the agent."),
-    "install": Lazy(f"{_HERE}.install", "install", "Put it on this node, or bring it up to date."),
+    "install": Lazy(
+        f"{_HERE}.install", "install", "Put it on this node, or bring it to this version."
+    ),
     "uninstall": Lazy(f"{_HERE}.uninstall", "uninstall", "Take everything off this node."),
     "version": Lazy(f"{_HERE}.version", "version", "Show versions."),
 }

@@ -3,8 +3,9 @@ of their own, `/opt/moa/versions/<version>/{bin,lib}`, beside other versions.
 
 Complete and precompiled: it needs no network, no compiler and no pip, and nothing is written
 into it afterwards. It may be moved: its commands find their libraries from where they are. It
-is laid out as a venv, so that `sys.executable` starts further processes in it. `FILES` lists every file with its SHA-256, as sha256sum writes it; it is
-written last when the tree is built, and removed last when it is taken away.
+is laid out as a venv, so that `sys.executable` starts further processes in it. `FILES` lists
+every file with its SHA-256, as sha256sum writes it; it is written last when the tree is built,
+and removed last when it is taken away.
 """
 
 from __future__ import annotations
