@@ -40,7 +40,7 @@ _SYSTEM_PYTHON = "/usr/bin/python3"
 _STAGING = ".new-"
 # Sources of compiled modules, which nothing reads at run time.
 _NOT_NEEDED = (".c", ".cpp", ".h", ".pxd", ".pyx", ".pyi")
-_NOT_COPIED = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
+_NOT_COPIED = {"INSTALLER", "REQUESTED", "direct_url.json"}
 
 _LAUNCHER = """\
 #!{python} -ISB

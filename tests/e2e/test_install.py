@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from installer.plan import environment
 from interceptor.node import Node
 from interceptor.programs import OBJECT_PATH
 from tests.support import agents
@@ -28,6 +29,10 @@ pytestmark = [
 
 PORT = 5000
 SERVICE = "/service/demo"
+_LIST_FILES = """
+from installer.plan.environment import of_this_process
+print(*(place for _, place in of_this_process().files), sep="\\n")
+"""
 INSTALLED = "/opt/moa/current/bin/moactl"
 
 
@@ -97,7 +102,10 @@ def test_on_with_one_command_and_off_with_one(machine: Machine, config: str) -> 
     assert redirected(machine) == 1
     # Whatever the agent starts of its own kind finds its libraries as well.
     python = f"{Path(INSTALLED).parent}/python3"
-    assert machine.call(python, "-I", "-c", "import proxy.app, pydantic").returncode == 0
+    # It can be copied in its turn, as from a package.
+    listed = machine.call(python, "-I", "-c", _LIST_FILES).stdout.splitlines()
+    expected = {str(place) for _, place in environment.of_this_process().files}
+    assert {f for f in expected if ".dist-info" not in f} <= set(listed)
     shown = moactl(machine, "install", "status", command=INSTALLED)
     assert_as_documented("install status", shown)
     assert (shown["complete"], shown["changed"]) == (True, [])
