@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -145,26 +145,29 @@ def _status_blocks(data: Mapping[str, object]) -> list[Block]:
 
 
 def _wanted(session: Session, asked: _Asked, site: Site) -> Wanted:
-    with_units = any(site.at(path).exists() for path in _SYSTEMD)
-    text = _text(session, asked, site, with_units)
+    source = environment.of_this_process()
+    systemd = processes.has_systemd() if site.is_live else _has_systemd(site)
+    unit = units.node_unit([name for name, _, _ in source.commands])
+    text = _text(session, asked, site, units.cgroup(unit) if systemd else "")
     config = _parsed(text, session.config_path or DEFAULT_PATH)
-    wanted = Wanted(
-        environment.of_this_process(), text, config, with_units,
-        site.is_live and processes.has_systemd(), asked.start,
-    )  # fmt: skip
+    wanted = Wanted(source, text, config, systemd, asked.start)
     kept = run.preview(node_plan.steps(wanted, site), site)
     if any(o.step.id == "configuration" and o.verdict is Verdict.KEEP for o in kept):
         # What counts is the user's own file, whatever we would have written.
         own = site.at(DEFAULT_PATH).read_bytes()
-        return Wanted(
-            wanted.source, text, _parsed(own, DEFAULT_PATH), wanted.units, wanted.systemd,
-            wanted.start,
-        )  # fmt: skip
+        return replace(wanted, config=_parsed(own, DEFAULT_PATH))
     return wanted
 
 
-def _text(session: Session, asked: _Asked, site: Site, with_units: bool) -> bytes:
-    """The configuration that is wanted; what is not asked for stays as it is."""
+def _has_systemd(site: Site) -> bool:
+    return any(site.at(path).exists() for path in _SYSTEMD)
+
+
+def _text(session: Session, asked: _Asked, site: Site, unit_cgroup: str) -> bytes:
+    """The configuration that is wanted; what is not asked for stays as it is.
+
+    Under systemd an agent stays in the cgroup of its unit, and the slice is what units join.
+    """
     if session.config_path is not None:
         try:
             return session.config_path.read_bytes()
@@ -173,19 +176,21 @@ def _text(session: Session, asked: _Asked, site: Site, with_units: bool) -> byte
             raise Failure(what, "moactl config example") from error
     existing = site.at(DEFAULT_PATH)
     if not existing.exists():
-        cgroups = asked.cgroups or ((units.SLICE_CGROUP,) if with_units else ())
-        return node_plan.config_text(asked.registry, cgroups).encode()
+        cgroups = (*((units.SLICE_CGROUP,) if unit_cgroup else ()), *asked.cgroups)
+        return node_plan.config_text(asked.registry, cgroups, unit_cgroup).encode()
     present = existing.read_bytes()
     if not (asked.registry or asked.cgroups):
         return present
     config = _parsed(present, DEFAULT_PATH)
     registry, cgroups = node_plan.registry_of(config), config.scope.cgroups
-    if node_plan.config_text(registry, cgroups).encode() != present:
+    own = config.agent.cgroup if "cgroup" in config.agent.model_fields_set else ""
+    if node_plan.config_text(registry, cgroups, own).encode() != present:
         raise Failure(
             f"{existing}: says more than --registry and --cgroup can, and would lose it",
             "edit it, then install without them; or give a whole one with -c FILE",
         )
-    merged = node_plan.config_text(asked.registry or registry, asked.cgroups or cgroups)
+    cgroups = (*cgroups, *(c for c in asked.cgroups if c not in cgroups))
+    merged = node_plan.config_text(asked.registry or registry, cgroups, own)
     return merged.encode()
 
 

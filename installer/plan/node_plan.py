@@ -37,17 +37,22 @@ class Wanted:
     source: Source
     config_text: bytes
     config: Config
-    units: bool
-    """Whether systemd is there, running or not."""
     systemd: bool
-    """Whether systemd runs the system."""
+    """Whether systemd runs the system, or will run the image."""
     start: bool
     """Whether to start the agent, and to switch the mesh on when it is the first time."""
 
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What the environment has."""
+        return tuple(name for name, _, _ in self.source.commands)
 
-def config_text(registry: str | None, cgroups: tuple[str, ...]) -> str:
+
+def config_text(registry: str | None, cgroups: tuple[str, ...], agent_cgroup: str = "") -> str:
     """A configuration that says only what was asked for."""
     lines = ["# MOA Interceptor. Every key, with its meaning and default: moactl config example"]
+    if agent_cgroup:
+        lines += ["", "[agent]", f"cgroup = {json.dumps(agent_cgroup)}"]
     if cgroups:
         lines += ["", "[scope]", f"cgroups = {json.dumps(list(cgroups))}"]
     if registry is not None:
@@ -68,7 +73,7 @@ def steps(wanted: Wanted, site: Site) -> tuple[Step, ...]:
     return (
         *_environment_steps(wanted, site),
         *_configuration_steps(wanted),
-        *(_unit_steps() if wanted.units else ()),
+        *(_unit_steps(wanted) if wanted.systemd else ()),
         *(_process_steps(wanted) if wanted.start else ()),
     )
 
@@ -93,12 +98,12 @@ def _configuration_steps(wanted: Wanted) -> Iterator[Step]:
         yield text_file("services", SERVICES, _SERVICES.encode())
 
 
-def _unit_steps() -> Iterator[Step]:
-    for name, text in units.texts(CONFIG).items():
+def _unit_steps(wanted: Wanted) -> Iterator[Step]:
+    for name, text in units.texts(wanted.commands, CONFIG).items():
         yield text_file(f"unit {name}", f"{units.DIRECTORY}/{name}", text.encode())
     yield directory(units.WANTS)
-    path = f"{units.WANTS}/{units.AGENT}"
-    yield link("start at boot", path, f"{units.DIRECTORY}/{units.AGENT}")
+    unit = units.node_unit(wanted.commands)
+    yield link("start at boot", f"{units.WANTS}/{unit}", f"{units.DIRECTORY}/{unit}")
 
 
 def _process_steps(wanted: Wanted) -> Iterator[Step]:
@@ -139,12 +144,14 @@ def _is_running(wanted: Wanted, site: Site) -> Verdict:
 
 def _start(wanted: Wanted, site: Site) -> None:
     client = _client(wanted)
+    command = units.node_command(wanted.commands)
     if wanted.systemd:
+        unit = units.node_unit(wanted.commands)
         processes.systemctl("daemon-reload")
-        processes.systemctl("start", units.SLICE, units.AGENT)
-        processes.wait_for_agent(client, lambda: False, lambda: f"journalctl -u {units.AGENT}")
+        processes.systemctl("start", units.SLICE, unit)
+        processes.wait_for_agent(client, lambda: False, lambda: f"journalctl -u {unit}")
         return
-    processes.start_daemon("moa-agent", [CONFIG], client)
+    processes.start_daemon(command, [CONFIG], client)
     site.notes.append("systemd does not run this system: nothing starts the agent at the next boot")
 
 

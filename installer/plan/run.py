@@ -56,9 +56,11 @@ def stop_processes(site: Site, drain_s: float) -> list[processes.Own]:
     """End what runs of ours; returns what was ended."""
     if not site.is_live:
         return []
-    if processes.has_systemd() and site.at(f"{units.DIRECTORY}/{units.AGENT}").exists():
-        with suppress(processes.ProcessError):
-            processes.systemctl("stop", units.AGENT)
+    if processes.has_systemd():
+        for command in processes.COMMANDS:
+            if site.at(f"{units.DIRECTORY}/{command}.service").exists():
+                with suppress(processes.ProcessError):
+                    processes.systemctl("stop", f"{command}.service")
     found = processes.running()
     for own in found:
         processes.stop(own, drain_s + STOP_MARGIN_S)

@@ -33,7 +33,7 @@ def tiny_source(directory: Path, version: str = VERSION) -> Source:
 def wanted(source: Source, text: str = "") -> Wanted:
     """Files only, with systemd's units."""
     content = text.encode()
-    return Wanted(source, content, parse(content, DEFAULT_PATH), True, False, False)
+    return Wanted(source, content, parse(content, DEFAULT_PATH), True, False)
 
 
 def install(sysroot: Path, asked: Wanted) -> Site:

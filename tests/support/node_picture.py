@@ -118,6 +118,11 @@ def _sysctls() -> list[str]:
     return found
 
 
+def _settled(lines: list[str]) -> list[str]:
+    """Without link-local addresses, which a new node still checks for duplicates."""
+    return [line for line in lines if "fe80:" not in line]
+
+
 def _legacy_tables() -> list[str]:
     """Of the old kind, which nft does not list."""
     paths = (Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_names"))
@@ -129,8 +134,8 @@ def _take() -> dict[str, list[str]]:
         "users": [*_run("getent", "passwd"), *_run("getent", "group")],
         "listening": _run("ss", "-Hltun"),
         "unix sockets": _run("ss", "-Hlx"),
-        "links": _run("ip", "-o", "addr"),
-        "routes": [*_run("ip", "route", "show", "table", "all"), *_run("ip", "rule")],
+        "links": _settled(_run("ip", "-o", "addr")),
+        "routes": _settled([*_run("ip", "route", "show", "table", "all"), *_run("ip", "rule")]),
         "sysctls": _sysctls(),
         "nftables": _run("nft", "list", "ruleset"),
         "iptables": _legacy_tables(),
