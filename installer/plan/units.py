@@ -44,8 +44,9 @@ SystemCallArchitectures=native
 """
 
 # Capabilities: to load and attach programs whenever a unit joins or an agent is upgraded
-# (BPF, PERFMON, NET_ADMIN), and to mark its own connections (NET_ADMIN). Processes and their
-# files are root's, and of root's powers these three are left.
+# (BPF, PERFMON, NET_ADMIN), to mark its own connections (NET_ADMIN), and to make a cgroup on
+# which hooks are tried, in a directory that not even its owner may write (DAC_OVERRIDE).
+
 _NODE = """\
 [Unit]
 Description={description}
@@ -67,7 +68,7 @@ RuntimeDirectoryMode=0750
 RuntimeDirectoryPreserve=restart
 StateDirectory=moa
 StateDirectoryMode=0750
-CapabilityBoundingSet=CAP_BPF CAP_PERFMON CAP_NET_ADMIN
+CapabilityBoundingSet=CAP_BPF CAP_PERFMON CAP_NET_ADMIN CAP_DAC_OVERRIDE
 RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6
 SystemCallFilter=@system-service bpf
 SystemCallFilter=~@setuid @keyring @aio
