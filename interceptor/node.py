@@ -8,6 +8,7 @@ under the node's one lock; everything can be removed from the pins alone.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from interceptor import bpffs, libbpf, links, programs, removal
-from interceptor.abi import CfgFlag, CgroupFlag
+from interceptor.abi import Cfg, CfgFlag, CgroupFlag
 from interceptor.bpffs import PinTree, escaped, locked, make_directory
 from interceptor.cgroup import Cgroup, all_ids
 from interceptor.errors import InterceptorError, NotInstalled, Refused
@@ -282,12 +283,36 @@ class Node:
 
     # The switch
 
-    def switch(self, *, on: bool, shadow: bool = False) -> None:
-        """Take effect for new connections at once; nothing needs a restart."""
+    def switch(
+        self, *, on: bool, shadow: bool = False, confirm_within_s: float | None = None
+    ) -> None:
+        """Take effect for new connections at once; nothing needs a restart.
+
+        With `confirm_within_s` the kernel itself switches off again when the time is up, unless
+        `confirm` comes before.
+        """
         with self._changing() as maps:
+            cfg = maps.cfg
+            flags = CfgFlag(cfg.flags)
             if on:
-                maps.set_flags(CfgFlag.SHADOW, on=shadow)
-            maps.set_flags(CfgFlag.ENABLED, on=on)
+                flags = flags | CfgFlag.SHADOW if shadow else flags & ~CfgFlag.SHADOW
+            cfg.flags = flags | CfgFlag.ENABLED if on else flags & ~CfgFlag.ENABLED
+            cfg.on_until_ns = 0
+            if on and confirm_within_s is not None:
+                cfg.on_until_ns = time.monotonic_ns() + int(confirm_within_s * 1e9)
+            maps.cfg = cfg
+
+    def confirm(self) -> None:
+        """Let the mesh stay on; raises `Refused` when it is off, or the time was up."""
+        with self._changing() as maps:
+            cfg = maps.cfg
+            if not cfg.flags & CfgFlag.ENABLED or _is_over(cfg):
+                raise Refused(
+                    "confirm: the mesh is off; it was not confirmed in time, or was "
+                    "switched off (moactl mesh on)"
+                )
+            cfg.on_until_ns = 0
+            maps.cfg = cfg
 
     # Uninstall
 
@@ -297,6 +322,10 @@ class Node:
         Works on a half-finished install, on a crashed agent's leftovers, and on nothing.
         """
         return removal.uninstall(self.tree)
+
+
+def _is_over(cfg: Cfg) -> bool:
+    return bool(cfg.on_until_ns) and time.monotonic_ns() >= cfg.on_until_ns
 
 
 def _forget_removed_cgroups(maps: Maps) -> None:

@@ -68,6 +68,12 @@ def _node_blocks(state: Installed | None, root: str) -> list[Block]:
     if state is None:
         return [f"node: nothing is installed at {root} (moactl agent run)"]
     switch = ("shadow" if state.shadow else "on") if state.enabled else "off"
+    if state.confirm_left_s is not None:
+        switch += (
+            f", off in {duration(state.confirm_left_s)} unless confirmed (moactl mesh confirm)"
+            if state.enabled
+            else ": it was not confirmed in time (moactl mesh on)"
+        )
     beat = state.heartbeat
     pulse = f"{duration(beat.age_s)} ago" if beat.age_s is not None else "never"
     facts = Facts(

@@ -40,6 +40,7 @@ NOBODY = AgentError("no agent answers", "moactl agent run")
 STATE = Installed(
     enabled=True,
     shadow=False,
+    confirm_left_s=None,
     generation=1,
     heartbeat=Heartbeat(0.2, 2.0),
     outbound_port=15001,
