@@ -15,6 +15,9 @@ _HERE = "installer.cli"
 COMMANDS = {
     "status": Lazy(f"{_HERE}.status", "status", "Show the node's interception and its agent."),
     "mesh": Lazy(f"{_HERE}.mesh", "mesh", "Switch interception on and off."),
+    "switch": Lazy(
+        f"{_HERE}.switch", "switch", "Switch services, applications and nodes off and on by name."
+    ),
     "conns": Lazy(f"{_HERE}.conns", "conns", "List the connections that the agent carries."),
     "tap": Lazy(f"{_HERE}.tap", "tap", "Show the kernel's decisions as they happen."),
     "service": Lazy(f"{_HERE}.service", "service", "Look at services and change them."),

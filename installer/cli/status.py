@@ -143,10 +143,15 @@ def _agent_blocks(agent: dict[str, Any] | None, error: str | None) -> list[Block
             ("registry", registry.get("state")),
             ("services", f"{registry.get('services')}, instances {registry.get('instances')}"),
             ("registry says", registry.get("detail")),
+            ("switched off", [_switched(s) for s in agent.get("switched_off", [])]),
             ("loop lag", f"{agent.get('loop_lag_ms')} ms"),
         ]
     )
     return ["agent", facts]
+
+
+def _switched(said: dict[str, Any]) -> str:
+    return f"{said.get('what')} {said.get('name')} ({said.get('where')})"
 
 
 def _counts(values: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from installer import agent_lock, bypass, node_state
+from installer import agent_lock, bypass, node_state, switches
 from installer.cli.failure import Failure, note
 from installer.cli.install import told
 from installer.cli.output import emit
@@ -154,7 +154,8 @@ def _remove_files(config: Config, report: _Report) -> None:
     """What an agent leaves when it is killed; directories only when nothing else is in them."""
     agent = config.agent
     names = (SOCKET_NAME, agent_lock.LOCK_NAME)
-    for path in (*(agent.runtime_dir / name for name in names), config.last_known_path):
+    kept = (config.last_known_path, *(agent.state_dir / name for name in switches.NAMES))
+    for path in (*(agent.runtime_dir / name for name in names), *kept):
         _remove(path, report)
     for directory in (agent.runtime_dir, agent.state_dir):
         with suppress(FileNotFoundError):
