@@ -182,10 +182,13 @@ class Node:
         *,
         shadow: bool = False,
         force: bool = False,
+        passing: bool = False,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> None:
         """Look at the connections of a cgroup and everything below it.
 
+        One that is `passing` is forgotten when its cgroup is removed, as of a unit that will be
+        started in another one; any other waits for it to come back.
         Raises `Refused` when it holds what a mistake of ours must not reach, unless forced.
         """
         if not scope.exists():
@@ -209,6 +212,15 @@ class Node:
                     self._detach_scope(maps, scope)
                 raise
             bpffs.remove_tree(self.tree.taken_out / escaped(scope.name))
+            if passing:
+                make_directory(self.tree.passing / escaped(scope.name))
+            else:
+                bpffs.remove_tree(self.tree.passing / escaped(scope.name))
+
+    def exclude(self, cgroup: Cgroup, *, excluded: bool) -> None:
+        """Leave a cgroup alone, and all below it, within a scope that it lies in; or no more."""
+        with self._changing() as maps:
+            maps.set_cgroup_policy(cgroup.id, CgroupFlag.EXCLUDED if excluded else CgroupFlag(0))
 
     def _set_shadow(self, maps: Maps, scope: Cgroup, *, shadow: bool) -> None:
         mark = self.tree.shadows / escaped(scope.name)
@@ -222,6 +234,7 @@ class Node:
     def _detach_scope(self, maps: Maps, scope: Cgroup) -> None:
         links.detach_all(self.tree.scope(scope.name))
         self._set_shadow(maps, scope, shadow=False)
+        bpffs.remove_tree(self.tree.passing / escaped(scope.name))
 
     def remove_scope(self, scope: Cgroup, *, configured: bool = False) -> bool:
         """Stop looking at a cgroup; False when it was not in the mesh.
@@ -233,6 +246,14 @@ class Node:
             was_in = self.tree.scope(scope.name).is_dir()
             if was_in or configured:
                 make_directory(self.tree.taken_out / escaped(scope.name))
+            if was_in:
+                self._detach_scope(maps, scope)
+            return was_in
+
+    def forget_scope(self, scope: Cgroup) -> bool:
+        """Stop looking at a cgroup and remember nothing of it; False when it was not looked at."""
+        with self._changing() as maps:
+            was_in = self.tree.scope(scope.name).is_dir()
             if was_in:
                 self._detach_scope(maps, scope)
             return was_in
@@ -255,7 +276,10 @@ class Node:
             mended = []
             for directory in self.tree.scope_directories():
                 scope = Cgroup(bpffs.cgroup_name(directory))
-                if scope.exists() and links.is_lost(directory, scope.id):
+                if not scope.exists() and (self.tree.passing / directory.name).is_dir():
+                    self._detach_scope(maps, scope)
+                    _forget_removed_cgroups(maps)
+                elif scope.exists() and links.is_lost(directory, scope.id):
                     shadow = (self.tree.shadows / directory.name).is_dir()
                     self._set_shadow(maps, scope, shadow=shadow)
                     self._attach_scope(scope)

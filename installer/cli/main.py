@@ -31,6 +31,14 @@ COMMANDS = {
     "registry": Lazy(f"{_HERE}.registry", "registry", "Look at the registry."),
     "config": Lazy(f"{_HERE}.config", "config", "Check and show the configuration."),
     "doctor": Lazy(f"{_HERE}.doctor", "doctor", "Say what is wrong here and what to do."),
+    "selftest": Lazy(
+        f"{_HERE}.selftest",
+        "selftest",
+        "Prove here that interception works, and that it fails open.",
+    ),
+    "bugreport": Lazy(
+        f"{_HERE}.bugreport", "bugreport", "Pack what a bug report needs, without secrets."
+    ),
     "agent": Lazy(f"{_HERE}.agent", "agent", "Run the agent."),
     "install": Lazy(
         f"{_HERE}.install", "install", "Put it on this node, or bring it to this version."

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 import click
 
 from installer import agent_lock, node_state
+from installer.cli import membership
 from installer.cli.failure import Failure, note
 from installer.cli.output import duration, emit
 from installer.cli.session import Session, pass_session, shared_options
@@ -205,3 +206,7 @@ def _tell(session: Session, schema: str, change: _Change) -> None:
     if not session.as_json:
         for text in change.notes:
             note(text)
+
+
+mesh.add_command(membership.join)
+mesh.add_command(membership.leave)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from installer import node_state
 from installer.plan import environment
+from interceptor.cgroup import Cgroup
 from interceptor.node import Node
 from interceptor.programs import OBJECT_PATH
 from tests.support import agents
@@ -70,12 +72,60 @@ def moactl(machine: Machine, *argv: str, command: str = MOACTL) -> Any:
     return json.loads(done.stdout)
 
 
-def redirected(machine: Machine) -> int:
+_SYSTEMCTL = """#!/bin/sh
+if [ "$1" = show ]; then
+    printf 'LoadState=loaded\\nSlice=system.slice\\nControlGroup=%s\\n' "$UNIT_CGROUP"
+fi
+echo "$@" >>"$0.calls"
+"""
+
+
+def with_systemd(machine: Machine, unit: Cgroup) -> list[str]:
+    """How to run something where systemd answers that a unit runs in this cgroup."""
+    directory = machine.node.directory / "bin"
+    directory.mkdir(exist_ok=True)
+    (directory / "systemctl").write_text(_SYSTEMCTL)
+    (directory / "systemctl").chmod(0o755)
+    return ["env", f"PATH={directory}:{os.environ['PATH']}", f"UNIT_CGROUP={unit.name}"]
+
+
+def joins_and_leaves(machine: Machine) -> None:
+    """A unit that runs, and goes on to run: only its new connections are others."""
+    unit = Cgroup(f"/{machine.node.lab.id}/system/demo.service")
+    unit.create()
+    environment = with_systemd(machine, unit)
+    before = redirected(machine, unit)
+    drop_in = machine.path("/etc/systemd/system/demo.service.d/50-moa-mesh.conf")
+    for verb, more in (("join", 1), ("leave", 0), ("join", 1)):
+        done = machine.call(*environment, INSTALLED, "mesh", verb, "demo", "-o", "json")
+        assert done.returncode == 0, done.stderr
+        assert_as_documented(f"mesh {verb}", json.loads(done.stdout))
+        assert drop_in.exists() == (verb == "join")
+        assert redirected(machine, unit) == before + more
+        before += more
+    calls = (machine.node.directory / "bin/systemctl.calls").read_text()
+    assert "daemon-reload" in calls
+    assert "restart" not in calls
+    refused = machine.call(*environment, INSTALLED, "mesh", "join", "no unit")
+    assert refused.returncode == 1
+    wait_until(unit.remove, 5, "the unit has ended")
+    Cgroup(f"/{machine.node.lab.id}/system").remove()
+    wait_until(lambda: unit.name not in scopes(machine), 10, "a cgroup that is gone is forgotten")
+
+
+def scopes(machine: Machine) -> list[str]:
+    state = node_state.read(Node(machine.node.root))
+    assert state is not None
+    return [scope.cgroup for scope in state.scopes]
+
+
+def redirected(machine: Machine, cgroup: Cgroup | None = None) -> int:
     """Connections turned to the agent, after one more by an unmodified client."""
     node = machine.node
     far = node.lab.nodes["b"]
     request = json.dumps({"action": SERVICE, "params": {"m": "whoami", "args": []}})
-    done = node.call("redis-cli", "-h", far.ip4, "-p", str(PORT), "GET", request)
+    argv = ("redis-cli", "-h", far.ip4, "-p", str(PORT), "GET", request)
+    done = node.call(*argv, cgroup=cgroup)
     assert '"ec": 200' in done.stdout.replace('\\"', '"').replace("'", '"'), (
         done.stdout + done.stderr
     )
@@ -110,12 +160,14 @@ def test_on_with_one_command_and_off_with_one(machine: Machine, config: str) -> 
     assert_as_documented("install status", shown)
     assert (shown["complete"], shown["changed"]) == (True, [])
 
+    joins_and_leaves(machine)
+    after = redirected(machine)
     moactl(machine, "mesh", "off", command=INSTALLED)
     again = moactl(machine, "install", "--yes", command=INSTALLED)
     assert {step["verdict"] for step in again["steps"]} == {"done"}
     # An operator's switch is not turned back by another install.
     assert not moactl(machine, "status", command=INSTALLED)["node"]["enabled"]
-    assert redirected(machine) == 1
+    assert redirected(machine) == after
 
     gone = moactl(machine, "uninstall", "--yes", command=INSTALLED)
     assert_as_documented("uninstall", gone)

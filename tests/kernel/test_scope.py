@@ -186,6 +186,27 @@ def test_switch_that_is_confirmed_stays(meshed: Mesh) -> None:
         meshed.kernel.confirm()
 
 
+def test_cgroup_within_a_scope_is_excluded_and_no_more(meshed: Mesh) -> None:
+    meshed.include_all()
+    inside = Cgroup(f"{meshed.node.services.name}/unit")
+    inside.create()
+    for excluded, who in ((True, "DIRECT"), (False, "OUT4")):
+        meshed.kernel.exclude(inside, excluded=excluded)
+        assert meshed.who(FAR4, cgroup=inside) == who
+        assert meshed.who(FAR4) == "OUT4"
+
+
+def test_scope_that_is_passing_is_forgotten_with_its_cgroup(meshed: Mesh) -> None:
+    meshed.include_all()
+    unit = Cgroup(f"/{meshed.lab.id}/unit.service")
+    unit.create()
+    meshed.kernel.add_scope(unit, passing=True)
+    assert meshed.who(FAR4, cgroup=unit) == "OUT4"
+    wait_until(unit.remove, 5, "its cgroup is empty")
+    assert meshed.kernel.reconcile() == []
+    assert [scope.cgroup for scope in meshed.kernel.scopes()] == [meshed.node.services.name]
+
+
 def test_scope_off_and_on_take_effect_at_the_next_connect(meshed: Mesh) -> None:
     meshed.include_all()
     assert meshed.kernel.remove_scope(meshed.node.services) is True
