@@ -14,7 +14,6 @@ from installer.cli.failure import Failure, note
 from installer.cli.install import told
 from installer.cli.output import emit
 from installer.cli.session import Session, pass_session, shared_options
-from installer.client import SOCKET_NAME
 from installer.config import DEFAULT_PATH, Config
 from installer.plan import manifest, run
 from installer.plan.site import Site
@@ -153,9 +152,8 @@ def _running_agents(node: Node, config: Config) -> _Running:
 def _remove_files(config: Config, report: _Report) -> None:
     """What an agent leaves when it is killed; directories only when nothing else is in them."""
     agent = config.agent
-    names = (SOCKET_NAME, agent_lock.LOCK_NAME)
     kept = (config.last_known_path, *(agent.state_dir / name for name in switches.NAMES))
-    for path in (*(agent.runtime_dir / name for name in names), *kept):
+    for path in (*_runtime_files(agent.runtime_dir), *kept):
         _remove(path, report)
     for directory in (agent.runtime_dir, agent.state_dir):
         with suppress(FileNotFoundError):
@@ -166,6 +164,12 @@ def _remove_files(config: Config, report: _Report) -> None:
                 report.left += sorted(map(str, others))
             else:
                 report.removed.append(str(directory))
+
+
+def _runtime_files(directory: Path) -> list[Path]:
+    """Sockets and locks of the agents and of their supervisor."""
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [p for p in paths if p.suffix == ".lock" or p.suffix == ".sock" or p.is_socket()]
 
 
 def _remove(path: Path, report: _Report) -> None:

@@ -83,7 +83,6 @@ WantedBy=multi-user.target
 _SUPERVISOR_KIND = """\
 Type=notify
 NotifyAccess=main
-WatchdogSec=30
 FileDescriptorStoreMax=65536
 """
 

@@ -11,6 +11,7 @@ from installer.config import Config
 from installer.config_sections import Bpf, Registry
 from installer.doctor.probes import Listener, Probes
 from installer.node_state import Heartbeat, Installed
+from installer.plan.manifest import Manifest
 from interceptor.bpffs import PinTree
 from interceptor.libbpf import AttachType
 from interceptor.node import Scope as PinnedScope
@@ -94,4 +95,5 @@ def healthy_machine(directory: Path) -> Probes:
         installed=lambda: STATE,
         agent_pid=lambda: AGENT_PID,
         agent_status=lambda: {"pid": AGENT_PID},
+        manifest=lambda: Manifest("0.1.0", complete=True),
     )

@@ -83,7 +83,13 @@ def test_pre_leaves_out_what_needs_an_installation(
     result = CliRunner().invoke(root, ["doctor", "--pre", "-o", "json"])
     assert result.exit_code == 0
     shown = {check["id"] for check in json.loads(result.stdout)["checks"]}
-    assert {c.id for c in ALL_CHECKS} - shown == {"agent", "stale-pins", "scopes", "peers"}
+    assert {c.id for c in ALL_CHECKS} - shown == {
+        "agent",
+        "stale-pins",
+        "scopes",
+        "peers",
+        "installation",
+    }
 
 
 def test_broken_configuration_is_a_finding(tmp_path: Path) -> None:

@@ -55,6 +55,6 @@ def test_systemd_knows_every_setting(written: Path) -> None:
 
 def test_supervisor_runs_the_agents_where_there_is_one() -> None:
     assert "moa-agent.service" not in ALL
-    assert "WatchdogSec=" in ALL["moa-opsd.service"]
+    assert "Type=notify" in ALL["moa-opsd.service"]
     assert "FileDescriptorStoreMax=" in ALL["moa-opsd.service"]
     assert set(ALONE) == {"moa-agent.service", units.SLICE}
