@@ -16,7 +16,7 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Werror -I/usr/include/$(MULTIARCH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format proto bench fuzz clean
+.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format proto bench fuzz package test-package clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ bench: build ## measure beside HAProxy and Envoy, as root; BENCH_ARGS=--full tak
 
 fuzz: setup ## feed the decoders with mutated inputs; FUZZ_SECONDS=60 each, FUZZ_ONLY="resp turbo"
 	@.ci/fuzz.sh
+
+package: build ## build dist/: a wheel, and a .deb that needs no compiler and no network
+	@.ci/package.sh
+
+test-package: package ## install that .deb on a bare Debian, use it, purge it, as root; takes minutes
+	$(BIN)/pytest tests/package $(PYTEST_ARGS)
 
 clean: ## remove what build and test made; .venv and node_modules stay
 	rm -rf $(BPF_OBJECT) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Write requirements.lock and requirements-dev.lock anew from pyproject.toml, and
-# requirements-bench.lock, which only `make bench` installs, from requirements-bench.in.
+# those that only `make bench`, `make fuzz` and `make package` install.
 # Pins that still satisfy it are kept; `.ci/lock.sh --upgrade` moves them to the newest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,3 +15,5 @@ export CUSTOM_COMPILE_COMMAND=".ci/lock.sh"
     --output-file requirements-dev.lock pyproject.toml
 .venv/bin/pip-compile "${options[@]}" "$@" --output-file requirements-bench.lock requirements-bench.in
 .venv/bin/pip-compile "${options[@]}" "$@" --output-file requirements-fuzz.lock requirements-fuzz.in
+.venv/bin/pip-compile "${options[@]}" "$@" --constraint requirements.lock \
+    --output-file requirements-package.lock requirements-package.in

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 debian_packages=(
     bpftool clang clang-format curl gcc git haproxy iproute2 libbpf-dev libbpf1 libc6-dev
     libhessian-java libhiredis-dev llvm make nftables openssl php-cli php-redis protobuf-compiler
-    python3-venv redis-server redis-tools shellcheck
+    python3-venv redis-server redis-tools shellcheck systemd
 )
 daemons=(haproxy redis-server)
 policy=/usr/sbin/policy-rc.d

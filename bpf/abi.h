@@ -109,6 +109,7 @@ struct moa_cfg {
 	__u32 inbound_port; /* host order */
 	__u32 generation; /* of the agent that serves; shown, never judged */
 	__u64 heartbeat_max_age_ns;
+	__u64 on_until_ns; /* CLOCK_MONOTONIC: off from then on, unless confirmed; 0: no limit */
 };
 
 /* An address that a service dialled. IPv4 stands in addr_be[0], the rest 0. */
@@ -180,7 +181,7 @@ struct moa_event {
 	__u32 reserved2;
 };
 
-_Static_assert(sizeof(struct moa_cfg) == 40, "moa_cfg");
+_Static_assert(sizeof(struct moa_cfg) == 48, "moa_cfg");
 _Static_assert(sizeof(struct moa_dst) == 48, "moa_dst");
 _Static_assert(sizeof(struct moa_tuple) == 40, "moa_tuple");
 _Static_assert(sizeof(struct moa_lpm4) == 12, "moa_lpm4");

@@ -38,6 +38,14 @@ static __always_inline const struct moa_cfg *moa_cfg_get(void)
 	return bpf_map_lookup_elem(&cfg, &zero);
 }
 
+/* The node's switch. One that waits to be confirmed falls back here, so that nothing in user
+ * space has to live for it. */
+static __always_inline int moa_is_on(const struct moa_cfg *config)
+{
+	return (config->flags & MOA_CFG_ENABLED) &&
+	       (!config->on_until_ns || bpf_ktime_get_ns() < config->on_until_ns);
+}
+
 /* Whether the agent's event loop has turned lately: sees a hung agent, and one whose
  * listener is only kept open by another process. */
 static __always_inline int moa_heartbeat_fresh(const struct moa_cfg *config)

@@ -202,7 +202,7 @@ static __always_inline int moa_decide(struct bpf_sock_addr *ctx, struct moa_flow
 	/* connect() may be called again after a failure: what was remembered is void now. */
 	bpf_sk_storage_delete(&dst_by_caller, sk);
 
-	if (!(config->flags & MOA_CFG_ENABLED)) {
+	if (!moa_is_on(config)) {
 		moa_count(MOA_R_CONNECT_DISABLED);
 		return 0;
 	}

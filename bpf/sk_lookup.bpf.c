@@ -51,7 +51,7 @@ int moa_sk_lookup(struct bpf_sk_lookup *ctx)
 		moa_count(MOA_R_INBOUND_NOT_OURS);
 		return SK_PASS;
 	}
-	if (!(config->flags & MOA_CFG_ENABLED)) {
+	if (!moa_is_on(config)) {
 		moa_count(MOA_R_INBOUND_DISABLED);
 		return SK_PASS;
 	}

@@ -1,6 +1,6 @@
 """What a running agent tells: HTTP on a unix socket that only root and the agent can open.
 
-docs/CLI.md has the JSON of each answer. Nothing here changes anything.
+docs/CLI.md has the JSON of each answer. Only a POST changes anything.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aiohttp import web
 from installer.admin_services import explain_route, service_facts
 from installer.client import SOCKET_NAME
 from installer.config import Config
+from installer.switches import SwitchBoard
 from proxy.app import ProxyApp
 from proxy.core.model import PeerAgent
 from proxy.net.mesh_pool import MeshPool
@@ -47,8 +48,9 @@ class AgentFacts:
 class Admin:
     """Serves until `close`."""
 
-    def __init__(self, app: ProxyApp, facts: AgentFacts) -> None:
+    def __init__(self, app: ProxyApp, facts: AgentFacts, board: SwitchBoard) -> None:
         self._app = app
+        self._board = board
         self._facts = facts
         self._runner: web.AppRunner | None = None
         self._path = facts.config.agent.runtime_dir / SOCKET_NAME
@@ -64,6 +66,7 @@ class Admin:
                 web.get("/v1/registry", self._registry),
                 web.get("/v1/explain", self._explain),
                 web.get("/metrics", self._metrics),
+                web.post("/v1/switches/reload", self._reload_switches),
             ]
         )
         self._runner = web.AppRunner(web_app, access_log=None)
@@ -120,6 +123,7 @@ class Admin:
                     side: [_text(s) for s in listeners if s.getsockname()[1] == port]
                     for side, port in ports.items()
                 },
+                "switched_off": self._board.describe(),
                 "loop_lag_ms": round(facts.loop_lag_ms, 3),
             }
         )
@@ -161,6 +165,10 @@ class Admin:
             raise web.HTTPBadRequest(reason="expected service=URI and prop=NAME=VALUE")
         route = Route(uri, group, query.get("method", ""), {k: v for k, _, v in props})
         return web.json_response(explain_route(self._app.forwarder, route))
+
+    async def _reload_switches(self, _request: web.Request) -> web.Response:
+        self._board.reload()
+        return web.json_response({"switched_off": self._board.describe()})
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         body = exposition(self._app.metrics, self._app.gauges, self._app.health_counts)

@@ -30,6 +30,7 @@ from installer.config import DEFAULT_PATH, Config, ConfigError, load
 from installer.first_table import first_table
 from installer.kernel_gate import KernelGate
 from installer.peering import follower, open_directory
+from installer.switches import SwitchBoard, follow_switches
 from interceptor.cgroup import Cgroup
 from interceptor.errors import Busy, InterceptorError
 from interceptor.maps import Maps
@@ -38,6 +39,7 @@ from proxy.app import AppSettings, ProxyApp
 from proxy.core.known import KnownInstances
 from proxy.registry.announce import MeshAnnouncer
 from proxy.registry.base import RegistryError
+from proxy.registry.switched import SwitchedRegistry
 
 RECONCILE_S = 1.0
 _SPARE_DESCRIPTORS = 1024
@@ -169,11 +171,13 @@ async def _serve(
     )
     known = KnownInstances()
     gate = KernelGate(node, maps, config, known)
-    registry = open_registry(config)
+    registry = SwitchedRegistry(open_registry(config))
+    board = SwitchBoard(config.node.name, config.node.application, config.agent.state_dir, registry)
+    gate.is_off, gate.hidden = lambda: board.is_off, lambda: registry.hidden
     facts = AgentFacts(config, config_path, gate.generation, time.time())
     agents = open_directory(config)
     app = ProxyApp(settings, registry, gate, gate.is_local, known, caller_of=agents.caller)
-    admin = Admin(app, facts)
+    admin = Admin(app, facts, board)
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(registry.run())]
         if config.peer.listen:
@@ -181,7 +185,10 @@ async def _serve(
             background.append(group.create_task(follow()))
         await first_table(registry)
         gate.reconcile()
+        board.start()
         app.start()
+        board.on_change = gate.follow
+        background.append(group.create_task(follow_switches(config, board)))
         background.append(group.create_task(_beat(gate, facts, config.agent.heartbeat_ms / 1000)))
         background.append(group.create_task(_reconcile(gate)))
         announcer = MeshAnnouncer(registry, gate.is_local, f"agent:{config.node.name}")

@@ -81,22 +81,29 @@ class AgentClient:
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at `path`; raises AgentNotRunning and AgentError."""
-        status, body = self._exchange(path)
+        return self._ask("GET", path)
+
+    def post(self, path: str) -> dict[str, Any]:
+        """Ask for a change; the JSON object that answers. Raises as `get` does."""
+        return self._ask("POST", path)
+
+    def _ask(self, method: str, path: str) -> dict[str, Any]:
+        status, body = self._exchange(method, path)
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise self._error(f"GET {path}: expected a JSON object, saw {body[:60]!r}")
+            raise self._error(f"{method} {path}: expected a JSON object, saw {body[:60]!r}")
         if status != http.client.OK:
             reason = answer.get("error", "no reason given")
-            raise self._error(f"GET {path}: HTTP {status}: {reason}")
+            raise self._error(f"{method} {path}: HTTP {status}: {reason}")
         return answer
 
-    def _exchange(self, path: str) -> tuple[int, bytes]:
+    def _exchange(self, method: str, path: str) -> tuple[int, bytes]:
         connection = _UnixConnection(self.socket_path, self._timeout_s)
         try:
-            connection.request("GET", path, headers={"Connection": "close"})
+            connection.request(method, path, headers={"Connection": "close"})
             response = connection.getresponse()
             body = response.read(MAX_ANSWER_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
@@ -106,15 +113,15 @@ class AgentClient:
         except PermissionError:
             raise AgentError(f"{self.socket_path}: permission denied", "run it as root") from None
         except TimeoutError:
-            raise self._error(f"GET {path}: no answer within {self._timeout_s:g} s") from None
+            raise self._error(f"{method} {path}: no answer within {self._timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._error(f"GET {path}: {str(error) or type(error).__name__}") from None
+            raise self._error(f"{method} {path}: {str(error) or type(error).__name__}") from None
         finally:
             connection.close()
         if len(body) > MAX_ANSWER_BYTES:
-            raise self._error(f"GET {path}: an answer of more than {MAX_ANSWER_BYTES} bytes")
+            raise self._error(f"{method} {path}: an answer of more than {MAX_ANSWER_BYTES} bytes")
         if response.length:  # what is still to come, where http.client can tell
-            raise self._error(f"GET {path}: the answer was cut off after {len(body)} bytes")
+            raise self._error(f"{method} {path}: the answer was cut off after {len(body)} bytes")
         return response.status, body
 
     def _not_running(self, why: str) -> AgentNotRunning:

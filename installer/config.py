@@ -41,6 +41,7 @@ __all__ = [
     "default_toml",
     "exposed_password",
     "load",
+    "parse",
 ]
 
 DEFAULT_PATH = Path("/etc/moa/agent.toml")
@@ -95,7 +96,12 @@ def load(path: Path) -> Config:
 
     Raises ConfigError with one line for each problem, also when the file cannot be read.
     """
-    document = _read_toml(path)
+    return parse(_read(path), path)
+
+
+def parse(content: bytes, path: Path) -> Config:
+    """Check what is, or shall be, the content of the file at `path`; raises ConfigError."""
+    document = _read_toml(content, path)
     try:
         return Config.model_validate(document)
     except ValidationError as error:
@@ -125,12 +131,15 @@ def default_toml() -> str:
     return render_example(Config, f"MOA Interceptor, one node's configuration: {DEFAULT_PATH}")
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror or error}"]) from None
+
+
+def _read_toml(content: bytes, path: Path) -> dict[str, Any]:
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError([f"{path}: expected at most {MAX_FILE_BYTES} bytes, saw more"])
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 
 import psutil
@@ -40,6 +40,10 @@ class KernelGate:
         self._refused_scopes: set[str] = set()
         self._taken_out: set[str] = set()
         self._told_of_removal = False
+        self.is_off: Callable[[], bool] = lambda: False
+        """Whether the node intercepts nothing, by a switch of its application or its name."""
+        self.hidden: Callable[[], frozenset[Address]] = frozenset
+        """Addresses that are left alone, as their services are switched off."""
 
     @property
     def generation(self) -> int:
@@ -75,8 +79,10 @@ class KernelGate:
     def _apply(self) -> None:
         self._local_hosts = local_hosts()
         self._in_ports = frozenset(self._config.inbound.ports) | self._registered_ports()
+        if self.is_off():
+            self._in_ports = frozenset()
         self._maps.set_in_ports(self._in_ports)
-        self._set_destinations("exclude", _destinations(self._config.scope.exclude))
+        self._set_destinations("exclude", self._excluded())
         self._set_destinations("include", self._included())
 
     def _set_destinations(self, kind: str, wanted: set[Destination]) -> None:
@@ -87,7 +93,14 @@ class KernelGate:
         self._maps.change_destinations(kind, add=wanted - applied, remove=applied - wanted)
         self._applied[kind] = wanted
 
+    def _excluded(self) -> set[Destination]:
+        """An exclusion wins over whatever includes an address, the configuration as well."""
+        hidden = {Destination.of(address.host, address.port) for address in self.hidden()}
+        return _destinations(self._config.scope.exclude) | hidden
+
     def _included(self) -> set[Destination]:
+        if self.is_off():
+            return set()
         included = _destinations(self._config.scope.include)
         if self._config.scope.registry_destinations:
             for address in self._known.all:

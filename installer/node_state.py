@@ -44,7 +44,10 @@ class Installed:
     """What is pinned; ports are in host order, counters count since the maps were made."""
 
     enabled: bool
+    """False also when it was to be confirmed and was not, in time."""
     shadow: bool
+    confirm_left_s: float | None
+    """Until the kernel switches off unless confirmed; 0 when that has happened, None without."""
     generation: int
     heartbeat: Heartbeat
     outbound_port: int
@@ -85,13 +88,15 @@ def read(node: Node) -> Installed | None:
 def _read(node: Node, maps: Maps) -> Installed:
     cfg = maps.cfg
     agent = cgroup.find_by_id(cfg.agent_cgroup_id) if cfg.agent_cgroup_id else None
+    left_s = _confirm_left_s(cfg)
     scopes = tuple(node.scopes())
     include, exclude = maps.destinations("include"), maps.destinations("exclude")
     own_ports = frozenset((int(cfg.outbound_port), int(cfg.inbound_port)))
     intercepted = Intercepted(DestinationIndex(include), DestinationIndex(exclude), own_ports)
     state = Installed(
-        enabled=bool(cfg.flags & CfgFlag.ENABLED),
+        enabled=bool(cfg.flags & CfgFlag.ENABLED) and left_s != 0,
         shadow=bool(cfg.flags & CfgFlag.SHADOW),
+        confirm_left_s=left_s,
         generation=int(cfg.generation),
         heartbeat=_heartbeat(maps, cfg),
         outbound_port=int(cfg.outbound_port),
@@ -115,6 +120,13 @@ def _peers(maps: Maps, state: Installed) -> Peers:
     fresh = {slot.text for slot in slots if slot.valid_until_ns >= now_ns}
     in_use = state.enabled and not state.shadow and not state.serves and bool(fresh)
     return Peers(bool(slots), tuple(sorted(fresh)), in_use)
+
+
+def _confirm_left_s(cfg: Cfg) -> float | None:
+    if not cfg.on_until_ns or not cfg.flags & CfgFlag.ENABLED:
+        return None
+    left_ns = int(cfg.on_until_ns) - time.monotonic_ns()
+    return max(0, left_ns) / 1e9
 
 
 def _heartbeat(maps: Maps, cfg: Cfg) -> Heartbeat:

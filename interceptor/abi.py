@@ -101,6 +101,7 @@ class Cfg(c.Structure):
         ("inbound_port", c.c_uint32),
         ("generation", c.c_uint32),
         ("heartbeat_max_age_ns", c.c_uint64),
+        ("on_until_ns", c.c_uint64),
     )
 
 

@@ -84,6 +84,11 @@ class PinTree:
         return self.marks / "shadows"
 
     @property
+    def passing(self) -> Path:
+        """Marks of the scopes that end with their cgroup."""
+        return self.marks / "passing"
+
+    @property
     def taken_out(self) -> Path:
         """Marks of the cgroups that an operator took out of the mesh."""
         return self.marks / "taken-out"

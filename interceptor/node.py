@@ -8,6 +8,7 @@ under the node's one lock; everything can be removed from the pins alone.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from interceptor import bpffs, libbpf, links, programs, removal
-from interceptor.abi import CfgFlag, CgroupFlag
+from interceptor.abi import Cfg, CfgFlag, CgroupFlag
 from interceptor.bpffs import PinTree, escaped, locked, make_directory
 from interceptor.cgroup import Cgroup, all_ids
 from interceptor.errors import InterceptorError, NotInstalled, Refused
@@ -181,10 +182,13 @@ class Node:
         *,
         shadow: bool = False,
         force: bool = False,
+        passing: bool = False,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> None:
         """Look at the connections of a cgroup and everything below it.
 
+        One that is `passing` is forgotten when its cgroup is removed, as of a unit that will be
+        started in another one; any other waits for it to come back.
         Raises `Refused` when it holds what a mistake of ours must not reach, unless forced.
         """
         if not scope.exists():
@@ -208,6 +212,15 @@ class Node:
                     self._detach_scope(maps, scope)
                 raise
             bpffs.remove_tree(self.tree.taken_out / escaped(scope.name))
+            if passing:
+                make_directory(self.tree.passing / escaped(scope.name))
+            else:
+                bpffs.remove_tree(self.tree.passing / escaped(scope.name))
+
+    def exclude(self, cgroup: Cgroup, *, excluded: bool) -> None:
+        """Leave a cgroup alone, and all below it, within a scope that it lies in; or no more."""
+        with self._changing() as maps:
+            maps.set_cgroup_policy(cgroup.id, CgroupFlag.EXCLUDED if excluded else CgroupFlag(0))
 
     def _set_shadow(self, maps: Maps, scope: Cgroup, *, shadow: bool) -> None:
         mark = self.tree.shadows / escaped(scope.name)
@@ -221,6 +234,7 @@ class Node:
     def _detach_scope(self, maps: Maps, scope: Cgroup) -> None:
         links.detach_all(self.tree.scope(scope.name))
         self._set_shadow(maps, scope, shadow=False)
+        bpffs.remove_tree(self.tree.passing / escaped(scope.name))
 
     def remove_scope(self, scope: Cgroup, *, configured: bool = False) -> bool:
         """Stop looking at a cgroup; False when it was not in the mesh.
@@ -232,6 +246,14 @@ class Node:
             was_in = self.tree.scope(scope.name).is_dir()
             if was_in or configured:
                 make_directory(self.tree.taken_out / escaped(scope.name))
+            if was_in:
+                self._detach_scope(maps, scope)
+            return was_in
+
+    def forget_scope(self, scope: Cgroup) -> bool:
+        """Stop looking at a cgroup and remember nothing of it; False when it was not looked at."""
+        with self._changing() as maps:
+            was_in = self.tree.scope(scope.name).is_dir()
             if was_in:
                 self._detach_scope(maps, scope)
             return was_in
@@ -254,7 +276,10 @@ class Node:
             mended = []
             for directory in self.tree.scope_directories():
                 scope = Cgroup(bpffs.cgroup_name(directory))
-                if scope.exists() and links.is_lost(directory, scope.id):
+                if not scope.exists() and (self.tree.passing / directory.name).is_dir():
+                    self._detach_scope(maps, scope)
+                    _forget_removed_cgroups(maps)
+                elif scope.exists() and links.is_lost(directory, scope.id):
                     shadow = (self.tree.shadows / directory.name).is_dir()
                     self._set_shadow(maps, scope, shadow=shadow)
                     self._attach_scope(scope)
@@ -282,12 +307,36 @@ class Node:
 
     # The switch
 
-    def switch(self, *, on: bool, shadow: bool = False) -> None:
-        """Take effect for new connections at once; nothing needs a restart."""
+    def switch(
+        self, *, on: bool, shadow: bool = False, confirm_within_s: float | None = None
+    ) -> None:
+        """Take effect for new connections at once; nothing needs a restart.
+
+        With `confirm_within_s` the kernel itself switches off again when the time is up, unless
+        `confirm` comes before.
+        """
         with self._changing() as maps:
+            cfg = maps.cfg
+            flags = CfgFlag(cfg.flags)
             if on:
-                maps.set_flags(CfgFlag.SHADOW, on=shadow)
-            maps.set_flags(CfgFlag.ENABLED, on=on)
+                flags = flags | CfgFlag.SHADOW if shadow else flags & ~CfgFlag.SHADOW
+            cfg.flags = flags | CfgFlag.ENABLED if on else flags & ~CfgFlag.ENABLED
+            cfg.on_until_ns = 0
+            if on and confirm_within_s is not None:
+                cfg.on_until_ns = time.monotonic_ns() + int(confirm_within_s * 1e9)
+            maps.cfg = cfg
+
+    def confirm(self) -> None:
+        """Let the mesh stay on; raises `Refused` when it is off, or the time was up."""
+        with self._changing() as maps:
+            cfg = maps.cfg
+            if not cfg.flags & CfgFlag.ENABLED or _is_over(cfg):
+                raise Refused(
+                    "confirm: the mesh is off; it was not confirmed in time, or was "
+                    "switched off (moactl mesh on)"
+                )
+            cfg.on_until_ns = 0
+            maps.cfg = cfg
 
     # Uninstall
 
@@ -297,6 +346,10 @@ class Node:
         Works on a half-finished install, on a crashed agent's leftovers, and on nothing.
         """
         return removal.uninstall(self.tree)
+
+
+def _is_over(cfg: Cfg) -> bool:
+    return bool(cfg.on_until_ns) and time.monotonic_ns() >= cfg.on_until_ns
 
 
 def _forget_removed_cgroups(maps: Maps) -> None:

@@ -28,7 +28,7 @@ def doctor(ctx: click.Context, session: Session, ids: tuple[str, ...], pre: bool
     Changes nothing. Exit code 1 when any check fails; warnings do not count. CHECK names
     checks to run alone. docs/CHECKS.md explains each.
     """
-    findings = list(doctor_check.run(_chosen(ids, pre), _probes(session)))
+    findings = list(doctor_check.run(_chosen(ids, pre), probes_of(session)))
     failed = sum(finding.result.status is Status.FAIL for finding in findings)
     warned = sum(finding.result.status is Status.WARN for finding in findings)
     data = {
@@ -51,7 +51,7 @@ def _chosen(ids: tuple[str, ...], pre: bool) -> list[Check]:
     ]
 
 
-def _probes(session: Session) -> Probes:
+def probes_of(session: Session) -> Probes:
     """A broken configuration is a finding here, not an error."""
     config = Config()
     problems: tuple[str, ...] = ()

@@ -15,6 +15,9 @@ _HERE = "installer.cli"
 COMMANDS = {
     "status": Lazy(f"{_HERE}.status", "status", "Show the node's interception and its agent."),
     "mesh": Lazy(f"{_HERE}.mesh", "mesh", "Switch interception on and off."),
+    "switch": Lazy(
+        f"{_HERE}.switch", "switch", "Switch services, applications and nodes off and on by name."
+    ),
     "conns": Lazy(f"{_HERE}.conns", "conns", "List the connections that the agent carries."),
     "tap": Lazy(f"{_HERE}.tap", "tap", "Show the kernel's decisions as they happen."),
     "service": Lazy(f"{_HERE}.service", "service", "Look at services and change them."),
@@ -28,8 +31,19 @@ COMMANDS = {
     "registry": Lazy(f"{_HERE}.registry", "registry", "Look at the registry."),
     "config": Lazy(f"{_HERE}.config", "config", "Check and show the configuration."),
     "doctor": Lazy(f"{_HERE}.doctor", "doctor", "Say what is wrong here and what to do."),
+    "selftest": Lazy(
+        f"{_HERE}.selftest",
+        "selftest",
+        "Prove here that interception works, and that it fails open.",
+    ),
+    "bugreport": Lazy(
+        f"{_HERE}.bugreport", "bugreport", "Pack what a bug report needs, without secrets."
+    ),
     "agent": Lazy(f"{_HERE}.agent", "agent", "Run the agent."),
-    "uninstall": Lazy(f"{_HERE}.uninstall", "uninstall", "Take everything out of the kernel."),
+    "install": Lazy(
+        f"{_HERE}.install", "install", "Put it on this node, or bring it to this version."
+    ),
+    "uninstall": Lazy(f"{_HERE}.uninstall", "uninstall", "Take everything off this node."),
     "version": Lazy(f"{_HERE}.version", "version", "Show versions."),
 }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 
 import click
 
 from installer import agent_lock, node_state
+from installer.cli import membership
 from installer.cli.failure import Failure, note
-from installer.cli.output import emit
+from installer.cli.output import duration, emit
 from installer.cli.session import Session, pass_session, shared_options
 from installer.node_state import Installed
 from interceptor.cgroup import Cgroup
@@ -23,8 +25,25 @@ class _Change:
     shadow: bool
     cgroup: str | None = None
     changed: bool = False
+    confirm_within_s: float | None = None
     done: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, from `30s`, `5m` or `1h`."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"([0-9]{1,5})([smh])", str(value))
+        if not found or int(found[1]) == 0:
+            self.fail(f"{value!r}: expected a time like 30s, 5m or 1h", param, ctx)
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 @click.group()
@@ -40,21 +59,36 @@ def mesh() -> None:
 @click.option("--cgroup", metavar="PATH", help="Take this cgroup, and all below it, into the mesh.")
 @click.option("--shadow", is_flag=True, help="Decide and count, but change nothing.")
 @click.option("--force", is_flag=True, help="Even if the cgroup holds sshd, init or this shell.")
+@click.option(
+    "--confirm-within",
+    "confirm_within_s",
+    metavar="TIME",
+    type=Duration(),
+    help="Switch off again after 30s, 5m or 1h, unless `moactl mesh confirm` comes.",
+)
 @shared_options
 @pass_session
-def on(session: Session, cgroup: str | None, shadow: bool, force: bool) -> None:
+def on(
+    session: Session, cgroup: str | None, shadow: bool, force: bool, confirm_within_s: float | None
+) -> None:  # fmt: skip
     """Switch the node on, or take a cgroup into the mesh.
 
-    With --cgroup the node's switch is turned on as well when it was off.
+    With --cgroup the node's switch is turned on as well when it was off. With --confirm-within
+    the kernel itself switches off when nobody confirms: neither moactl nor the agent need live.
     """
     if force and cgroup is None:
         raise click.UsageError("--force goes with --cgroup")
     node = session.node()
     before = _installed(session, node)
-    change = _Change(enabled=True, shadow=before.shadow)
+    change = _Change(enabled=True, shadow=before.shadow, confirm_within_s=confirm_within_s)
+    if confirm_within_s is not None and before.enabled and before.confirm_left_s is None:
+        raise Failure(
+            "mesh: it is on, and was not to be confirmed: nothing to fall back to",
+            "moactl mesh off, then moactl mesh on --confirm-within",
+        )
     if cgroup is not None:
         _add_scope(node, before, Cgroup.of(cgroup), shadow, force, change)
-    if cgroup is None or not before.enabled:
+    if cgroup is None or not before.enabled or confirm_within_s is not None:
         _switch_on(node, before, before.shadow if cgroup is not None else shadow, change)
     _warn_if_idle(_installed(session, node), change)
     _tell(session, "mesh.on/1", change)
@@ -79,6 +113,23 @@ def off(session: Session, cgroup: str | None) -> None:
         change = _Change(enabled=before.enabled, shadow=before.shadow)
         _remove_scope(session, node, Cgroup.of(cgroup), change)
     _tell(session, "mesh.off/1", change)
+
+
+@mesh.command()
+@shared_options
+@pass_session
+def confirm(session: Session) -> None:
+    """Let the mesh stay on that was switched on with --confirm-within.
+
+    Exit code 1 when it is off by now.
+    """
+    node = session.node()
+    left_s = _installed(session, node).confirm_left_s
+    node.confirm()
+    change = _Change(enabled=True, shadow=False, changed=left_s is not None)
+    change.done.append("mesh stays on" if change.changed else "mesh was on without a limit")
+    data = {"enabled": True, "changed": change.changed, "done": change.done}
+    emit(session, "mesh.confirm/1", data, *change.done)
 
 
 def _installed(session: Session, node: Node) -> Installed:
@@ -113,12 +164,14 @@ def _add_scope(
 
 def _switch_on(node: Node, before: Installed, shadow: bool, change: _Change) -> None:
     mode = " in shadow: nothing is changed, only counted" if shadow else ""
-    if before.enabled and before.shadow == shadow:
+    within_s = change.confirm_within_s
+    if before.enabled and before.shadow == shadow and before.confirm_left_s == within_s:
         change.done.append(f"mesh was already on{mode}")
         return
-    node.switch(on=True, shadow=shadow)
+    node.switch(on=True, shadow=shadow, confirm_within_s=within_s)
     change.shadow, change.changed = shadow, True
-    change.done.append(f"mesh on{mode}")
+    limit = f", off again in {duration(within_s)} unless confirmed" if within_s is not None else ""
+    change.done.append(f"mesh on{mode}{limit}")
 
 
 def _remove_scope(session: Session, node: Node, scope: Cgroup, change: _Change) -> None:
@@ -153,3 +206,7 @@ def _tell(session: Session, schema: str, change: _Change) -> None:
     if not session.as_json:
         for text in change.notes:
             note(text)
+
+
+mesh.add_command(membership.join)
+mesh.add_command(membership.leave)

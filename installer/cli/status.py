@@ -68,6 +68,12 @@ def _node_blocks(state: Installed | None, root: str) -> list[Block]:
     if state is None:
         return [f"node: nothing is installed at {root} (moactl agent run)"]
     switch = ("shadow" if state.shadow else "on") if state.enabled else "off"
+    if state.confirm_left_s is not None:
+        switch += (
+            f", off in {duration(state.confirm_left_s)} unless confirmed (moactl mesh confirm)"
+            if state.enabled
+            else ": it was not confirmed in time (moactl mesh on)"
+        )
     beat = state.heartbeat
     pulse = f"{duration(beat.age_s)} ago" if beat.age_s is not None else "never"
     facts = Facts(
@@ -137,10 +143,15 @@ def _agent_blocks(agent: dict[str, Any] | None, error: str | None) -> list[Block
             ("registry", registry.get("state")),
             ("services", f"{registry.get('services')}, instances {registry.get('instances')}"),
             ("registry says", registry.get("detail")),
+            ("switched off", [_switched(s) for s in agent.get("switched_off", [])]),
             ("loop lag", f"{agent.get('loop_lag_ms')} ms"),
         ]
     )
     return ["agent", facts]
+
+
+def _switched(said: dict[str, Any]) -> str:
+    return f"{said.get('what')} {said.get('name')} ({said.get('where')})"
 
 
 def _counts(values: dict[str, Any]) -> str:

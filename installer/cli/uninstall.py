@@ -1,4 +1,4 @@
-"""`moactl uninstall`: takes everything of ours away, from the pins alone."""
+"""`moactl uninstall`: takes everything of ours away, from the pins and the manifest alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import click
 
-from installer import agent_lock, bypass, node_state
+from installer import agent_lock, bypass, node_state, switches
 from installer.cli.failure import Failure, note
+from installer.cli.install import told
 from installer.cli.output import emit
 from installer.cli.session import Session, pass_session, shared_options
-from installer.client import SOCKET_NAME
-from installer.config import Config
+from installer.config import DEFAULT_PATH, Config
+from installer.plan import manifest, run
+from installer.plan.site import Site
 from interceptor.cgroup import Cgroup
 from interceptor.errors import InterceptorError
 from interceptor.node import Node
@@ -30,31 +32,85 @@ class _Running:
 
 @dataclass(slots=True)
 class _Report:
+    dry_run: bool = False
     removed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     agent_pids: list[int] = field(default_factory=list)
 
 
 @click.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--purge", is_flag=True, help="Also files of ours that were changed since.")
+@click.option(
+    "--sysroot",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True),
+    default=Path("/"),
+    help="Only the files below DIR, as of an image.",
+)
 @shared_options
 @pass_session
-def uninstall(session: Session, yes: bool) -> None:
-    """Take everything out of the kernel.
+def uninstall(session: Session, dry_run: bool, yes: bool, purge: bool, sysroot: Path) -> None:
+    """Take everything off this node.
 
-    Removes what the agent wrote, too; the configuration file stays. Needs no agent and no valid
-    configuration, and may be repeated. Services are not touched: their new connections go
-    straight.
-    """
+    Out of the kernel first, then the processes that the installer started, then its files and
+    what the agent wrote. Needs no agent and no valid configuration, and may be repeated, also
+    after it was killed. Files that you have changed stay, unless --purge is given. Services are
+    not touched: their new connections go straight.
+    """  # fmt: skip
     config = _config_or_defaults(session)
     node = Node(session.root or config.bpf.root)
-    if not yes:
-        _ask(node)
+    site = Site(sysroot.resolve(), purge=purge)
+    report = _Report(dry_run=dry_run)
+    # With -c or --root this is about another agent than the installed one.
+    is_whole = not site.is_live or (
+        session.config_path in (None, DEFAULT_PATH) and node.tree.root == config.bpf.root
+    )
+    with told():
+        installed = is_whole and run.load(site)
+        if dry_run:
+            _preview(node, site, installed, report)
+        else:
+            if not yes:
+                _ask(node)
+            if site.is_live:
+                _leave_node(node, config, site, installed, report)
+            if is_whole:
+                run.uninstall(site)
+                report.removed += site.removed
+                report.left += site.left
+    if not installed:
+        _say_what_stays(session, report)
+    emit(
+        session, "uninstall/1",
+        {"dry_run": dry_run, "removed": report.removed, "left": report.left,
+         "agent_pids": report.agent_pids},
+        *_sentences(report, node),
+    )  # fmt: skip
+
+
+def _preview(node: Node, site: Site, installed: bool, report: _Report) -> None:
+    if site.is_live and node.tree.root.is_dir():
+        report.removed.append(str(node.tree.root))
+    if installed:
+        removed, left = run.would_remove(site)
+        report.removed += removed
+        report.left += left
+
+
+def _leave_node(node: Node, config: Config, site: Site, installed: bool, report: _Report) -> None:
+    """Switched off, so that connections go straight, before anything ends."""
+    if installed:
+        if (node.tree.maps / "cfg").exists():
+            node.switch(on=False)
+        for own in run.stop_processes(site, config.agent.drain_timeout_s):
+            report.removed.append(f"process {own.pid} ({own.command})")
     running = _running_agents(node, config)
-    report = _Report(agent_pids=running.own)
     removal = node.uninstall()
     report.removed += removal.removed
     report.left += removal.left
+    report.agent_pids = running.own
     if running.stranger:
         report.left.append(
             f"{config.agent.runtime_dir}, of the agent with other pins (process {running.stranger})"
@@ -62,12 +118,6 @@ def uninstall(session: Session, yes: bool) -> None:
     elif not running.own:
         _remove_files(config, report)
         _name_empty_cgroup(config, report)
-    _say_what_stays(session, report)
-    emit(
-        session, "uninstall/1",
-        {"removed": report.removed, "left": report.left, "agent_pids": report.agent_pids},
-        *_sentences(report, node),
-    )  # fmt: skip
 
 
 def _config_or_defaults(session: Session) -> Config:
@@ -102,17 +152,24 @@ def _running_agents(node: Node, config: Config) -> _Running:
 def _remove_files(config: Config, report: _Report) -> None:
     """What an agent leaves when it is killed; directories only when nothing else is in them."""
     agent = config.agent
-    names = (SOCKET_NAME, agent_lock.LOCK_NAME)
-    for path in (*(agent.runtime_dir / name for name in names), config.last_known_path):
+    kept = (config.last_known_path, *(agent.state_dir / name for name in switches.NAMES))
+    for path in (*_runtime_files(agent.runtime_dir), *kept):
         _remove(path, report)
     for directory in (agent.runtime_dir, agent.state_dir):
         with suppress(FileNotFoundError):
             try:
                 directory.rmdir()
             except OSError:
-                report.left += [str(path) for path in sorted(directory.iterdir())]
+                others = set(directory.iterdir()) - {manifest.PATH.parent}
+                report.left += sorted(map(str, others))
             else:
                 report.removed.append(str(directory))
+
+
+def _runtime_files(directory: Path) -> list[Path]:
+    """Sockets and locks of the agents and of their supervisor."""
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [p for p in paths if p.suffix == ".lock" or p.suffix == ".sock" or p.is_socket()]
 
 
 def _remove(path: Path, report: _Report) -> None:
@@ -139,7 +196,8 @@ def _say_what_stays(session: Session, report: _Report) -> None:
 
 def _sentences(report: _Report, node: Node) -> list[str]:
     if report.removed:
-        lines = [f"removed  {text}" for text in report.removed]
+        verb = "would remove" if report.dry_run else "removed"
+        lines = [f"{verb}  {text}" for text in report.removed]
     else:
         lines = [f"nothing was installed at {node.tree.root}"]
     lines += [f"left     {text}" for text in report.left]

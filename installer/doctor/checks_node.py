@@ -7,6 +7,7 @@ from installer.client import AgentError
 from installer.doctor.check import Check, Result, Severity, fail, ok, skip, warn
 from installer.doctor.probes import REGISTRY_DEADLINE_S, Probes
 from installer.node_state import Installed
+from installer.plan.manifest import ManifestError
 from interceptor.errors import Incomplete, InterceptorError
 from proxy.registry.base import RegistryError
 from proxy.registry.clients import FAULTS
@@ -144,6 +145,21 @@ def _peers(probes: Probes) -> Result:
     return ok(f"{', '.join(state.peers.fresh)}: {use}")
 
 
+def _installation(probes: Probes) -> Result:
+    try:
+        found = probes.manifest()
+    except (ManifestError, OSError) as error:
+        return warn(str(error), "moactl install status")
+    if found is None:
+        return ok("none by moactl install")
+    if not found.complete:
+        return warn(
+            f"version {found.version}: an install or uninstall was cut short",
+            "moactl install finishes it, moactl uninstall undoes it",
+        )
+    return ok(f"version {found.version}, {len(found.entries)} paths (moactl install status)")
+
+
 def _installed(probes: Probes) -> Installed | Result:
     try:
         state = probes.installed()
@@ -167,6 +183,10 @@ CHECKS = (
     Check("agent", "The agent lives and serves", _agent, before_install=False),
     Check(
         "stale-pins", "No pins without an agent", _stale_pins, Severity.ADVISED,
+        before_install=False,
+    ),
+    Check(
+        "installation", "The installation is whole", _installation, Severity.ADVISED,
         before_install=False,
     ),
     Check("scopes", "Cgroups in the mesh are attached", _scopes, Severity.ADVISED,

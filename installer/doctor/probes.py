@@ -21,6 +21,8 @@ from installer.config import Config, exposed_password
 from installer.doctor import foreign
 from installer.doctor.foreign import Foreign
 from installer.node_state import Installed
+from installer.plan import manifest
+from installer.plan.manifest import Manifest
 from installer.tcp_table import LISTEN
 from interceptor import libbpf, probe
 from interceptor.bpffs import PinTree, mounted_at
@@ -77,6 +79,8 @@ class Probes:
     agent_pid: Callable[[], int | None]
     """Of the process that holds the agent's lock."""
     agent_status: Callable[[], dict[str, Any]]
+    manifest: Callable[[], Manifest | None]
+    """What `moactl install` wrote; raises ManifestError."""
 
 
 def of_this_machine(
@@ -108,6 +112,7 @@ def of_this_machine(
         installed=cache(partial(node_state.read, node)),
         agent_pid=partial(agent_lock.holder, config.agent.runtime_dir),
         agent_status=AgentClient.of(config.agent.runtime_dir).status,
+        manifest=lambda: Manifest.load(manifest.PATH),
     )
 
 

@@ -6,6 +6,7 @@ Only the registry says here what is intercepted; the configuration names no dest
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -81,6 +82,12 @@ class Mesh:
     def answering(self, dialled: LabNode | None = None) -> set[str]:
         host = (dialled or self.b).ip4
         return set(self.a.do(lambda: names(host, PORT)))
+
+    def redis_reads(self) -> int:
+        """How often the switches were read."""
+        said = self.r.call("redis-cli", "-h", self.r.ip4, "INFO", "commandstats").stdout
+        found = re.search(r"cmdstat_hgetall:calls=(\d+)", said)
+        return int(found[1]) if found else 0
 
     def state(self) -> str:
         return str(self.agent.status()["registry"]["state"])
@@ -177,6 +184,21 @@ def test_a_service_registers_itself_through_the_mesh(mesh: Mesh) -> None:
     finally:
         assert mesh.services.pop("a").stop() == 0
     mesh.a.do(lambda: follow(b, {"b", "c"}))
+
+
+@pytest.mark.parametrize("target", [["service", DEMO], ["node", "a"]], ids=["service", "node"])
+def test_switch_in_the_registry_is_obeyed_and_not_forgotten(mesh: Mesh, target: list[str]) -> None:
+    direct, routed = {"b"}, {"b", "c"}
+    mesh.moactl("switch", "off", *target, "--everywhere", "--why", "a test")
+    wait_until(lambda: mesh.answering() == direct, 10, "connections go straight")
+    assert mesh.moactl("switch", "list")["switches"][-1]["why"] == "a test"
+    # Silence is no statement: a registry that lost it switches nothing on.
+    mesh.r.call("redis-cli", "-h", mesh.r.ip4, "DEL", "moa:switches")
+    read = mesh.redis_reads()
+    wait_until(lambda: mesh.redis_reads() > read + 2, 10, "the switches were read again")
+    assert mesh.answering() == direct
+    mesh.moactl("switch", "on", *target, "--everywhere")
+    wait_until(lambda: mesh.answering() == routed, 10, "connections go through the agent")
 
 
 def test_routes_stay_when_redis_dies(mesh: Mesh, measured: Measured) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,11 @@ from interceptor.cgroup import Cgroup
 from interceptor.node import Node
 from tests.e2e.clients.raw import Connection, names, request
 from tests.support.agents import MOACTL, Agent, start_agent, start_service, static_registry
-from tests.support.lab import Lab, LabNode
+from tests.support.lab import Lab, LabNode, wait_until
 
 pytestmark = pytest.mark.e2e
 
-PORT = 5000
+PORT, SERVICE = 5000, "/service/demo"
 ROUTED, DIRECT = {"b", "c"}, {"c"}
 
 
@@ -61,7 +61,7 @@ def module_mesh(lab: Lab) -> Mesh:
     for node in (b, c):
         start_service(node, PORT, name=node.name)
     instances = [f"{node.ip4}:{PORT}" for node in (b, c)]
-    registry = static_registry(lab.directory / "services.toml", {"/service/demo": instances})
+    registry = static_registry(lab.directory / "services.toml", {SERVICE: instances})
     return Mesh(a, c, start_agent(a, registry))
 
 
@@ -136,6 +136,45 @@ def test_established_connections_stay_as_they_are(mesh: Mesh) -> None:
 
 def _names_on(connection: Connection) -> list[str]:
     return [connection.call(request("whoami"))["result"]["name"] for _ in range(20)]
+
+
+def test_one_service_off_and_on_here(mesh: Mesh) -> None:
+    """Not even its connections come to the agent; those that are open go where they dialled."""
+
+    def follow() -> list[list[str]]:
+        held = Connection(mesh.c.ip4, PORT)
+        seen = [_names_on(held)]
+        mesh.moactl("switch", "off", "service", SERVICE, "--why", "it is slow")
+        seen += [_names_on(held), names(mesh.c.ip4, PORT)]
+        return seen
+
+    seen = [set(answering) for answering in mesh.a.do(follow)]
+    assert seen == [ROUTED, DIRECT, DIRECT]
+    assert _redirected(mesh) == _redirected(mesh, after=mesh.answering)
+    status = mesh.moactl("status")
+    assert [s["name"] for s in status["agent"]["switched_off"]] == [SERVICE]
+    assert mesh.moactl("switch", "list")["switches"][0]["why"] == "it is slow"
+    mesh.moactl("switch", "on", "service", SERVICE)
+    assert mesh.answering() == ROUTED
+
+
+def _redirected(mesh: Mesh, after: Callable[[], object] = lambda: None) -> int:
+    after()
+    with Node(mesh.a.root).maps() as maps:
+        return maps.counters()[Reason.CONNECT_REDIRECTED]
+
+
+def test_a_switch_that_nobody_confirms_and_one_that_is_confirmed(mesh: Mesh) -> None:
+    mesh.moactl("mesh", "off")
+    mesh.moactl("mesh", "on", "--confirm-within", "1h")
+    assert mesh.answering() == ROUTED
+    assert mesh.moactl("status")["node"]["confirm_left_s"] > 3000
+    mesh.moactl("mesh", "confirm")
+    assert mesh.moactl("status")["node"]["confirm_left_s"] is None
+    mesh.moactl("mesh", "off")
+    mesh.moactl("mesh", "on", "--confirm-within", "1s")
+    wait_until(lambda: not mesh.moactl("status")["node"]["enabled"], 10, "the mesh is off again")
+    assert mesh.answering() == DIRECT
 
 
 def test_a_process_that_moves_into_the_mesh(mesh: Mesh) -> None:

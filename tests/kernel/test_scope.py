@@ -158,6 +158,55 @@ def test_mesh_off_and_on_take_effect_at_the_next_connect(meshed: Mesh) -> None:
         meshed.kernel.switch(on=True)
 
 
+def test_switch_that_is_not_confirmed_falls_back_by_itself(meshed: Mesh) -> None:
+    """Nobody in user space does anything: neither moactl nor the agent need live for it."""
+    meshed.include_all()
+    meshed.kernel.switch(on=True, confirm_within_s=600)
+    assert meshed.who(FAR4) == "OUT4"
+    meshed.kernel.switch(on=True, confirm_within_s=0.1)
+    wait_until(lambda: meshed.who(FAR4) == "DIRECT", 10, "the mesh is off")
+    with meshed.counted() as moved:
+        meshed.who(FAR4)
+    assert moved[Reason.CONNECT_DISABLED] == 1
+    with pytest.raises(Refused, match="not confirmed in time"):
+        meshed.kernel.confirm()
+    meshed.kernel.switch(on=True)
+    assert meshed.who(FAR4) == "OUT4"
+
+
+def test_switch_that_is_confirmed_stays(meshed: Mesh) -> None:
+    meshed.include_all()
+    meshed.kernel.switch(on=True, confirm_within_s=600)
+    meshed.kernel.confirm()
+    with meshed.kernel.maps() as maps:
+        assert maps.cfg.on_until_ns == 0
+    assert meshed.who(FAR4) == "OUT4"
+    meshed.kernel.switch(on=False)
+    with pytest.raises(Refused):
+        meshed.kernel.confirm()
+
+
+def test_cgroup_within_a_scope_is_excluded_and_no_more(meshed: Mesh) -> None:
+    meshed.include_all()
+    inside = Cgroup(f"{meshed.node.services.name}/unit")
+    inside.create()
+    for excluded, who in ((True, "DIRECT"), (False, "OUT4")):
+        meshed.kernel.exclude(inside, excluded=excluded)
+        assert meshed.who(FAR4, cgroup=inside) == who
+        assert meshed.who(FAR4) == "OUT4"
+
+
+def test_scope_that_is_passing_is_forgotten_with_its_cgroup(meshed: Mesh) -> None:
+    meshed.include_all()
+    unit = Cgroup(f"/{meshed.lab.id}/unit.service")
+    unit.create()
+    meshed.kernel.add_scope(unit, passing=True)
+    assert meshed.who(FAR4, cgroup=unit) == "OUT4"
+    wait_until(unit.remove, 5, "its cgroup is empty")
+    assert meshed.kernel.reconcile() == []
+    assert [scope.cgroup for scope in meshed.kernel.scopes()] == [meshed.node.services.name]
+
+
 def test_scope_off_and_on_take_effect_at_the_next_connect(meshed: Mesh) -> None:
     meshed.include_all()
     assert meshed.kernel.remove_scope(meshed.node.services) is True

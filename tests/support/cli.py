@@ -86,6 +86,8 @@ def commands(group: click.Group, path: Sequence[str] = ()) -> Iterator[tuple[str
         command = group.get_command(context, name)
         assert command is not None
         if isinstance(command, click.Group):
+            if command.invoke_without_command:
+                yield " ".join((*path, name)), command
             yield from commands(command, (*path, name))
         else:
             yield " ".join((*path, name)), command

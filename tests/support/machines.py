@@ -11,6 +11,7 @@ from installer.config import Config
 from installer.config_sections import Bpf, Registry
 from installer.doctor.probes import Listener, Probes
 from installer.node_state import Heartbeat, Installed
+from installer.plan.manifest import Manifest
 from interceptor.bpffs import PinTree
 from interceptor.libbpf import AttachType
 from interceptor.node import Scope as PinnedScope
@@ -40,6 +41,7 @@ NOBODY = AgentError("no agent answers", "moactl agent run")
 STATE = Installed(
     enabled=True,
     shadow=False,
+    confirm_left_s=None,
     generation=1,
     heartbeat=Heartbeat(0.2, 2.0),
     outbound_port=15001,
@@ -93,4 +95,5 @@ def healthy_machine(directory: Path) -> Probes:
         installed=lambda: STATE,
         agent_pid=lambda: AGENT_PID,
         agent_status=lambda: {"pid": AGENT_PID},
+        manifest=lambda: Manifest("0.1.0", complete=True),
     )

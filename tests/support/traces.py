@@ -75,7 +75,7 @@ def open_descriptors() -> int:
 
 
 def _is_others(lab: Lab, text: str) -> bool:
-    ids = re.findall(r"moa[0-9a-f]{6}|moa-probe-", text)
+    ids = re.findall(r"moa[0-9a-f]{6}|moa-probe-|moa-selftest-", text)
     return any(found != lab.id for found in ids)
 
 

@@ -18,6 +18,7 @@ from installer.doctor.checks import ALL_CHECKS
 from installer.doctor.foreign import Foreign
 from installer.doctor.probes import Listener, Probes
 from installer.node_state import Heartbeat
+from installer.plan.manifest import Manifest, ManifestError
 from interceptor.bpffs import PinTree
 from interceptor.errors import Incomplete, InterceptorError
 from interceptor.libbpf import AttachType
@@ -166,6 +167,9 @@ V1 = "cgroup /sys/fs/cgroup/net_cls cgroup rw,net_cls,net_prio 0 0\n" + UNIFIED
         ("agent", {"installed": lambda: replace(STATE, listeners=())}, "fail", "no listener"),
         ("stale-pins", {"installed": raising(Incomplete("half"))}, "warn", "half"),
         ("stale-pins", {"installed": lambda: None}, "ok", "none"),
+        ("installation", {"manifest": lambda: None}, "ok", "none"),
+        ("installation", {"manifest": lambda: Manifest("0.2.0")}, "warn", "cut short"),
+        ("installation", {"manifest": raising(ManifestError("format"))}, "warn", "format"),
         ("scopes", {"installed": lambda: replace(STATE, scopes=())}, "warn", "no cgroup"),
         ("scopes", {"installed": lambda: None}, "warn", "nothing is installed"),
         (

@@ -62,7 +62,7 @@ warn bpffs: A bpf file system for the pins
 
 def test_golden_output_and_exit_code(healthy: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
     probes = replace(healthy, python_version=lambda: (3, 9, 0), bpffs_at=lambda _: None)
-    monkeypatch.setattr(command, "_probes", lambda _: probes)
+    monkeypatch.setattr(command, "probes_of", lambda _: probes)
     argv = ["doctor", "python", "caps", "bpffs"]
     result = CliRunner().invoke(root, argv)
     assert (result.exit_code, result.stdout) == (1, GOLDEN)
@@ -72,18 +72,24 @@ def test_golden_output_and_exit_code(healthy: Probes, monkeypatch: pytest.Monkey
 
 
 def test_warnings_alone_exit_with_0(healthy: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_probes", lambda _: replace(healthy, bpffs_at=lambda _: None))
+    monkeypatch.setattr(command, "probes_of", lambda _: replace(healthy, bpffs_at=lambda _: None))
     assert CliRunner().invoke(root, ["doctor"]).exit_code == 0
 
 
 def test_pre_leaves_out_what_needs_an_installation(
     healthy: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_probes", lambda _: replace(healthy, installed=lambda: None))
+    monkeypatch.setattr(command, "probes_of", lambda _: replace(healthy, installed=lambda: None))
     result = CliRunner().invoke(root, ["doctor", "--pre", "-o", "json"])
     assert result.exit_code == 0
     shown = {check["id"] for check in json.loads(result.stdout)["checks"]}
-    assert {c.id for c in ALL_CHECKS} - shown == {"agent", "stale-pins", "scopes", "peers"}
+    assert {c.id for c in ALL_CHECKS} - shown == {
+        "agent",
+        "stale-pins",
+        "scopes",
+        "peers",
+        "installation",
+    }
 
 
 def test_broken_configuration_is_a_finding(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""Carries a plan out, and takes an installation away; both may be killed at any point and
+repeated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from installer.plan import manifest, processes, units
+from installer.plan.manifest import Entry, Kind, Manifest
+from installer.plan.processes import STOP_MARGIN_S
+from installer.plan.site import Site
+from installer.plan.steps import Step, Verdict, undo
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A step and what its check said before it was applied."""
+
+    step: Step
+    verdict: Verdict
+
+
+def load(site: Site) -> bool:
+    """Read the site's manifest; whether there is one. Raises ManifestError."""
+    found = Manifest.load(site.manifest_path)
+    if found is not None:
+        site.manifest = found
+    return found is not None
+
+
+def preview(steps: Iterable[Step], site: Site) -> list[Outcome]:
+    """What each check says now; changes nothing."""
+    return [Outcome(step, step.check(site)) for step in steps]
+
+
+def install(steps: Iterable[Step], site: Site, version: str) -> list[Outcome]:
+    """Apply what is not done yet. The caller holds the site's lock."""
+    site.manifest.version = version
+    site.manifest.complete = False
+    site.manifest.save(site.manifest_path)
+    outcomes = []
+    for step in steps:
+        verdict = step.check(site)
+        if verdict is not Verdict.DONE:
+            step.apply(site)
+        outcomes.append(Outcome(step, verdict))
+    site.manifest.complete = True
+    site.manifest.save(site.manifest_path)
+    return outcomes
+
+
+def stop_processes(site: Site, drain_s: float) -> list[processes.Own]:
+    """End what runs of ours; returns what was ended."""
+    if not site.is_live:
+        return []
+    if processes.has_systemd():
+        for command in processes.COMMANDS:
+            if site.at(f"{units.DIRECTORY}/{command}.service").exists():
+                with suppress(processes.ProcessError):
+                    processes.systemctl("stop", f"{command}.service")
+    found = processes.running()
+    for own in found:
+        processes.stop(own, drain_s + STOP_MARGIN_S)
+    return found
+
+
+def uninstall(site: Site) -> None:
+    """Undo every entry of the manifest, the last one first, and then the manifest itself.
+
+    Also where a killed install or uninstall left no manifest, or less. Raises InstallBusy and
+    ManifestError.
+    """
+    if not site.at(manifest.PATH.parent.parent).is_dir():
+        return
+    with site.locked():
+        if load(site):
+            site.manifest.complete = False
+            site.manifest.save(site.manifest_path)
+        for entry in reversed(list(site.manifest.entries.values())):
+            undo(entry, site)
+        _remove_manifest(site)
+    if site.is_live and processes.has_systemd():
+        with suppress(processes.ProcessError):
+            processes.systemctl("daemon-reload")
+
+
+def _remove_manifest(site: Site) -> None:
+    for path in (site.manifest_path, site.manifest_path.with_suffix(".new")):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    for directory in (manifest.PATH.parent, manifest.PATH.parent.parent):
+        if site.at(directory).is_dir() and site.remove_directory(str(directory)):
+            site.removed.append(str(directory))
+
+
+def would_remove(site: Site) -> tuple[list[str], list[str]]:
+    """Paths that an uninstall would take away, and those that it would leave."""
+    removed: list[str] = []
+    left: list[str] = []
+    for entry in reversed(list(site.manifest.entries.values())):
+        (left if _stays(entry, site) else removed).append(entry.path)
+    return removed, left
+
+
+def _stays(entry: Entry, site: Site) -> bool:
+    if entry.kept:
+        return True
+    return entry.kind is Kind.FILE and not site.purge and not site.is_ours(entry)

@@ -1,0 +1,1 @@
+"""The .deb on a bare Debian."""
