@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# `make test-vm`: build a box, start its machines, run the demo in them, take all of it away.
+#
+# usage: test.sh [SUITE...], as root. A SUITE is where the guests' stock kernel comes from:
+# bookworm, which is the default, bullseye, bookworm-backports.
+#
+# All of it runs in namespaces of its own (processes, mounts, network), without a way out of
+# the machine, so nothing of the machine's own is touched, and whatever ends this script ends
+# all of it. The transcript is in build/test-vm.log.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+suites=("$@")
+[ $# -gt 0 ] || suites=(bookworm)
+work=$PWD/build/vm
+box=$work/moa.box
+log=$PWD/build/test-vm.log
+pid=
+
+fail() {
+    printf 'test-vm: %s\n' "$*" >&2
+    exit 1
+}
+
+# The kernel's own answer counts: /dev/kvm may open and yet not run a kernel.
+kvm_works() {
+    [ -w /dev/kvm ] || return 1
+    timeout --kill-after=1 20 qemu-system-x86_64 -accel kvm -cpu host -m 256 -display none \
+        -no-reboot -serial stdio -monitor none -kernel "$work/boot/bookworm/vmlinuz" \
+        -append 'console=ttyS0 panic=-1' </dev/null 2>/dev/null | grep -qm1 'Linux version'
+}
+
+# A box is good until what makes it changes, or for a week, as Debian does change.
+make_box() {
+    local stamp
+    stamp=$work/box-$(cat vagrant/vm/{box,kernel-of}.sh vagrant/vm/box.Vagrantfile | sha256sum | cut -c -16)
+    [ -z "$(find "$stamp" -mtime -7 2>/dev/null)" ] || return 0
+    rm -rf "$work"
+    mkdir -p "$work"
+    vagrant/vm/box.sh "$box" bullseye bookworm-backports
+    VAGRANT_HOME=$work/home VAGRANT_CHECKPOINT_DISABLE=1 \
+        vagrant box add --force --provider libvirt --name debian/bookworm64 "$box"
+    touch "$stamp"
+}
+
+end_guests() {
+    [ -z "$pid" ] || kill "$pid" 2>/dev/null || true
+    [ -z "$pid" ] || wait "$pid" 2>/dev/null || true
+}
+
+run_in_guests() {
+    # unshare ends its child when it is ended, and the pid namespace with it.
+    unshare --pid --fork --kill-child --mount-proc --mount --net --propagation private \
+        vagrant/vm/inside.sh "$work" "$1" "$kvm" &
+    pid=$!
+    wait "$pid" || fail "failed with the kernel of $1"
+    pid=
+}
+
+[ "$(id -u)" = 0 ] || fail "needs root, for namespaces and to build the box"
+mkdir -p build
+exec > >(tee "$log") 2>&1
+trap end_guests EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+[ -n "$(find dist -name 'moa-interceptor_*.deb' 2>/dev/null)" ] ||
+    fail "no package in dist/: make package"
+vagrant/vm/packages.sh
+make_box
+kvm=no
+kvm_works && kvm=yes
+printf 'test-vm: KVM works: %s\n' "$kvm"
+for suite in "${suites[@]}"; do
+    [ -e "$work/boot/$suite/vmlinuz" ] || fail "no kernel of $suite in $work/boot"
+    run_in_guests "$suite"
+done
+printf 'test-vm: passed with the kernels of %s, %s s\n' "${suites[*]}" "$SECONDS"
