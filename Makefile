@@ -16,7 +16,7 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Werror -I/usr/include/$(MULTIARCH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format proto bench fuzz package test-package clean
+.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format proto bench fuzz package test-package test-vm kernels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,13 @@ package: build ## build dist/: a wheel, and a .deb that needs no compiler and no
 
 test-package: package ## install that .deb on a bare Debian, use it, purge it, as root; takes minutes
 	$(BIN)/pytest tests/package $(PYTEST_ARGS)
+
+test-vm: package ## virtual machines by vagrant, the demo in them, and away, as root; takes minutes
+	@vagrant/vm/test.sh $(KERNELS)
+
+kernels: package ## try Debian's stock kernels one by one and write docs/KERNELS.md, as root
+	@vagrant/vm/kernels.sh build/kernels
+	$(BIN)/python vagrant/vm/kernels.py build/kernels
 
 clean: ## remove what build and test made; .venv and node_modules stay
 	rm -rf $(BPF_OBJECT) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,6 +6,8 @@
 # MOA_SKIP_SYSTEM=1 leaves the system's packages alone (they are then yours to provide).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=.ci/debian-packages.sh
+source .ci/debian-packages.sh
 
 debian_packages=(
     bpftool clang clang-format curl gcc git haproxy iproute2 libbpf-dev libbpf1 libc6-dev
@@ -13,9 +15,6 @@ debian_packages=(
     python3-venv redis-server redis-tools shellcheck systemd
 )
 daemons=(haproxy redis-server)
-policy=/usr/sbin/policy-rc.d
-policy_saved=$policy.before-moa-setup
-policy_mark="moa-interceptor setup"
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() {
@@ -29,40 +28,9 @@ node_is_recent() {
 }
 
 missing_packages() {
-    local package status
-    for package in "${debian_packages[@]}"; do
-        status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
-        [ "$status" = installed ] || printf '%s\n' "$package"
-    done
+    missing_debian "${debian_packages[@]}"
     node_is_recent || printf '%s\n' nodejs npm
     command -v javac >/dev/null || printf '%s\n' default-jdk-headless
-}
-
-restore_policy() {
-    if [ -e "$policy_saved" ]; then
-        mv -f "$policy_saved" "$policy"
-    elif grep -qs "$policy_mark" "$policy"; then
-        rm -f "$policy"
-    fi
-}
-
-# Debian starts a daemon as soon as its package is configured; the tests start their own
-# redis-server on a free port, and one on 6379 is nobody's wish. invoke-rc.d asks policy-rc.d
-# first. A policy of the machine's own is put aside and comes back on every way out; after a
-# kill -9 the next run brings it back.
-forbid_service_starts() {
-    restore_policy
-    trap restore_policy EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
-    if [ -e "$policy" ]; then
-        cp --preserve=all --no-dereference "$policy" "$policy_saved.tmp"
-        mv "$policy_saved.tmp" "$policy_saved"
-        rm -f "$policy"
-    fi
-    printf '#!/bin/sh\n# %s: no service starts while packages are installed\nexit 101\n' \
-        "$policy_mark" >"$policy"
-    chmod 755 "$policy"
 }
 
 install_packages() {
@@ -77,17 +45,7 @@ install_packages() {
     for daemon in "${daemons[@]}"; do
         [[ " ${missing[*]} " != *" $daemon "* ]] || new_daemons+=("$daemon.service")
     done
-    forbid_service_starts
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get -qq -o DPkg::Lock::Timeout=300 update
-    apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --yes \
-        --no-install-recommends "${missing[@]}" >/dev/null
-    # Not started now, and not at the next boot either.
-    if [ ${#new_daemons[@]} -gt 0 ] && command -v systemctl >/dev/null; then
-        systemctl --quiet disable "${new_daemons[@]}" 2>/dev/null || true
-    fi
-    restore_policy
-    trap - EXIT INT TERM
+    install_debian "${missing[@]}" -- "${new_daemons[@]}"
 }
 
 find_python() {

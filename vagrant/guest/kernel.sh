@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Try MOA Interceptor with the kernel that runs: install, doctor, selftest, purge.
+#
+# usage: kernel.sh PACKAGE.deb RESULTS. Each command's output is a file in RESULTS; nothing
+# that fails ends this, as it is the product.
+set -u
+
+package=$1 results=$2
+
+try() {
+    local name=$1
+    shift
+    "$@" >"$results/$name" 2>"$results/$name.err"
+    printf '%s %s\n' "$name" "$?" >>"$results/exit-codes"
+}
+
+uname -r >"$results/kernel"
+try dpkg dpkg --install "$package"
+try doctor-pre.json moactl doctor --pre -o json
+try install moactl install --yes
+try doctor.json moactl doctor -o json
+try status.json moactl status -o json
+try selftest.json moactl selftest -o json
+try journal journalctl --no-pager --lines 60 --unit 'moa-*'
+try purge dpkg --purge moa-interceptor
+find /sys/fs/bpf /opt/moa /etc/moa /var/lib/moa /run/moa -mindepth 1 >"$results/left" 2>/dev/null
