@@ -16,7 +16,6 @@ files() {
 }
 
 units() {
-    systemctl list-unit-files --no-legend --plain | sed 's/^/unit-file /'
     systemctl list-units --all --no-legend --plain --type service,socket,timer,slice |
         awk '$1 !~ /^(session|user|run-|systemd-|ifup@|apt|dpkg|man-db)/ { print "unit", $1, $2 }'
 }

@@ -87,7 +87,7 @@ start_libvirt
 
 say "vagrant up, kernel of $suite"
 up=yes
-vagrant up --provider=libvirt || up=no
+vagrant up --no-tty --provider=libvirt || up=no
 doctor
 [ "$up" = yes ] || exit 1
 say "demo.sh"
