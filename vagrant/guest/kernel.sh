@@ -11,7 +11,8 @@ try() {
     local name=$1
     shift
     "$@" >"$results/$name" 2>"$results/$name.err"
-    printf '%s %s\n' "$name" "$?" >>"$results/exit-codes"
+    printf "%s %s\n" "$name" "$?" >>"$results/exit-codes"
+    tail -n 1 "$results/exit-codes" >/dev/console
 }
 
 uname -r >"$results/kernel"

@@ -25,7 +25,7 @@ kernel() {
     bpftool prog show | sed -n 's/.* name \(moa[^ ]*\).*/program \1/p'
     bpftool map show | sed -n 's/.* name \([^ ]*\).*/map \1/p'
     find /sys/fs/bpf -mindepth 1 -printf 'pin %p\n'
-    find /sys/fs/cgroup -type d -path '*moa*' -printf 'cgroup %p\n'
+    find /sys/fs/cgroup -type d -path '*moa*' -printf 'cgroup %p\n' || true # they come and go
     ip -o link | awk '{ print "link", $2 }'
     ip rule | sed 's/^/rule /'
     ip route show table all | sed 's/^/route /'
@@ -37,10 +37,12 @@ rest() {
     find /proc/sys/net /proc/sys/kernel /proc/sys/vm -type f -readable \
         ! -path '*random*' ! -name 'ns_last_pid' ! -path '*stat*' ! -name '*nr*' \
         ! -path '/proc/sys/net/ipv6/*/stable_secret' ! -path '/proc/sys/vm/compact_memory' \
-        ! -name 'pty' -exec grep -sH . {} + | sed 's/^/sysctl /'
-    command -v nft >/dev/null && nft list ruleset | sed 's/^/nft /'
-    sed 's/^/xtables /' /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>/dev/null
-    true
+        ! -name 'pty' -exec sh -c 'grep -sH . "$@" || true' sh {} + | sed 's/^/sysctl /'
+    if command -v nft >/dev/null; then
+        nft list ruleset | sed 's/^/nft /'
+    fi
+    { cat /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>/dev/null || true; } |
+        sed 's/^/xtables /'
 }
 
 {

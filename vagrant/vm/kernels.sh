@@ -26,7 +26,9 @@ make_disks() {
     mkdir -p "$scratch/in"
     cp dist/moa-interceptor_*.deb "$scratch/in/moa.deb"
     cp vagrant/guest/kernel.sh "$scratch/in/"
-    mke2fs -q -t ext4 -d "$scratch/in" "$scratch/in.img" 64M
+    rm -f "$scratch/in.img"
+    truncate -s 64M "$scratch/in.img"
+    mke2fs -q -t ext4 -d "$scratch/in" "$scratch/in.img"
     truncate -s 16M "$scratch/out.img"
 }
 
@@ -36,7 +38,7 @@ boot() {
     timeout "$within_s" qemu-system-x86_64 "${accelerator[@]}" -m 1024 -nographic -no-reboot -nic none \
         -object rng-random,id=rng,filename=/dev/urandom -device virtio-rng-pci,rng=rng \
         -kernel "$work/boot/$suite/vmlinuz" -initrd "$work/boot/$suite/initrd.img" \
-        -append "$(cat "$work/boot/cmdline") systemd.run_success_action=poweroff systemd.run_failure_action=poweroff \"systemd.run=/bin/bash -c '$script'\"" \
+        -append "$(sed 's/ quiet / /' "$work/boot/cmdline") systemd.run_success_action=poweroff systemd.run_failure_action=poweroff \"systemd.run=/bin/bash -c '$script'\"" \
         -drive "file=$scratch/box.img,if=virtio,snapshot=on" \
         -drive "file=$scratch/in.img,if=virtio,format=raw" \
         -drive "file=$scratch/out.img,if=virtio,format=raw" \
