@@ -62,6 +62,7 @@ KillMode=mixed
 TimeoutStopSec=90
 LimitNOFILE=262144
 LimitMEMLOCK=infinity
+ReadOnlyPaths=/proc/sys /sys
 ReadWritePaths=/opt/moa /sys/fs/bpf /sys/fs/cgroup
 RuntimeDirectory=moa
 RuntimeDirectoryMode=0750
@@ -73,7 +74,8 @@ RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6
 SystemCallFilter=@system-service bpf
 SystemCallFilter=~@setuid @keyring @aio
 SystemCallErrorNumber=EPERM
-{sandbox}
+{sandbox}ProtectKernelTunables=no
+
 [Install]
 WantedBy=multi-user.target
 """

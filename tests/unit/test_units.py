@@ -58,3 +58,11 @@ def test_supervisor_runs_the_agents_where_there_is_one() -> None:
     assert "Type=notify" in ALL["moa-opsd.service"]
     assert "FileDescriptorStoreMax=" in ALL["moa-opsd.service"]
     assert set(ALONE) == {"moa-agent.service", units.SLICE}
+
+
+@pytest.mark.parametrize("texts", [ALL, ALONE])
+def test_pins_can_be_written_where_a_unit_must_write_them(texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        if "ReadWritePaths=" in text and "/sys/fs/bpf" in text:
+            # It makes /sys/fs/bpf read-only even when ReadWritePaths names it; the last one counts.
+            assert re.findall(r"^ProtectKernelTunables=(\w+)", text, re.MULTILINE)[-1] == "no", name

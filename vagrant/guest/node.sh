@@ -56,7 +56,9 @@ TOML
 
 install_moa() {
     apt-get -qq install --yes --no-install-recommends /moa/dist/moa-interceptor_*.deb
-    moactl -c /moa/agent.toml install --yes
+    # An emulated machine may take longer to start an agent than the installer waits for it;
+    # what it began the next run ends.
+    moactl -c /moa/agent.toml install --yes || moactl -c /moa/agent.toml install --yes
 }
 
 name_this "$name"
