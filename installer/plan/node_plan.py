@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from installer import agent_lock
 from installer.client import AgentClient, AgentError
 from installer.config import DEFAULT_PATH, Config
 from installer.plan import environment, processes, units
@@ -150,6 +151,10 @@ def _start(wanted: Wanted, site: Site) -> None:
         processes.systemctl("daemon-reload")
         processes.systemctl("start", units.SLICE, unit)
         processes.wait_for_agent(client, lambda: False, lambda: f"journalctl -u {unit}")
+        return
+    if pid := agent_lock.holder(wanted.config.agent.runtime_dir):
+        # Started by a run that was killed, and on its way.
+        processes.wait_for_agent(client, lambda: not Path(f"/proc/{pid}").exists(), lambda: "")
         return
     processes.start_daemon(command, [CONFIG], client)
     site.notes.append("systemd does not run this system: nothing starts the agent at the next boot")
