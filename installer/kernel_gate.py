@@ -22,6 +22,8 @@ from proxy.core.model import Address
 
 log = structlog.get_logger("kernel")
 
+_OUTBOUND = (ListenerSlot.OUT4, ListenerSlot.OUT6)
+
 
 class KernelGate:
     """Implements `proxy.app.Gate`, and follows the registry and the cgroups."""
@@ -40,6 +42,7 @@ class KernelGate:
         self._refused_scopes: set[str] = set()
         self._taken_out: set[str] = set()
         self._told_of_removal = False
+        self._opened: Listeners | None = None
         self.is_off: Callable[[], bool] = lambda: False
         """Whether the node intercepts nothing, by a switch of its application or its name."""
         self.hidden: Callable[[], frozenset[Address]] = frozenset
@@ -50,12 +53,20 @@ class KernelGate:
         return self._generation
 
     def open(self, listeners: Listeners) -> None:
+        self._opened = listeners
         self._maps.beat()
         for slot, sock in _slots(listeners):
             self._maps.publish_listener(slot, sock, self._generation)
 
     def shut(self) -> None:
-        for slot in ListenerSlot:
+        for slot, sock in _slots(self._opened) if self._opened else ():
+            if slot in _OUTBOUND:
+                self._maps.disown_listener(sock)
+            else:
+                self._maps.withdraw_listener(slot)
+
+    def withdraw(self) -> None:
+        for slot in _OUTBOUND:
             self._maps.withdraw_listener(slot)
 
     def beat(self) -> None:
