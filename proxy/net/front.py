@@ -90,7 +90,7 @@ class Front:
 
     def _serve_mesh(self, number: int, taken: HandOver, *, is_outbound: bool) -> None:
         forwarder, dialled = self._forwarder, taken.peer.original
-        prepare: Prepare = partial(forwarder.prepare, zone=taken.peer.zone)
+        prepare: Prepare = partial(forwarder.prepare, caller=taken.peer.caller)
         load: Callable[[], int | None] = _unknown
         if not is_outbound:
             assert self._local is not None

@@ -20,12 +20,13 @@ from tests.support.lab import Lab, LabNode, wait_until
 pytestmark = pytest.mark.e2e
 
 PORT, SERVICE = 5000, "/service/demo"
-ROUTED, DIRECT = {"b", "c"}, {"c"}
+# Callers dial the instance on c, which is drained: whoever is routed comes to b, and to b only.
+ROUTED, DIRECT = {"b"}, {"c"}
 
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Callers on `a` dial the instance on `c`; who else answers was chosen by the agent."""
+    """Callers on `a` dial the instance on `c`; when `b` answers, the agent has chosen it."""
 
     a: LabNode
     c: LabNode
@@ -60,7 +61,7 @@ def module_mesh(lab: Lab) -> Mesh:
     a, b, c = (lab.add_node(name) for name in "abc")
     for node in (b, c):
         start_service(node, PORT, name=node.name)
-    instances = [f"{node.ip4}:{PORT}" for node in (b, c)]
+    instances = [f"{b.ip4}:{PORT}", f"{c.ip4}:{PORT}?weight=0"]
     registry = static_registry(lab.directory / "services.toml", {SERVICE: instances})
     return Mesh(a, c, start_agent(a, registry))
 

@@ -181,6 +181,7 @@ async def test_the_first_request_does_not_wait_for_hello_and_the_next_uses_the_m
     assert calls.bodies == [OK]
     assert not own.has_more()
     assert calls.forwarder.pools.load_hint(server.address) == 9
+    assert calls.forwarder.service(URI).node(server.address).others == 9
     assert calls.forwarder.load(server.address) == 0
     calls.forwarder.close()
     server.close()
