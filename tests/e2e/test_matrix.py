@@ -387,7 +387,7 @@ def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place:
         cancelled,
         f"{size // 1024}KiB{how}",
         empty,
-        many,
+        MANY,
     )
     measured(row, **dict(zip(COLUMNS, cells, strict=True)), mesh=asked)
 
