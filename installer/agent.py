@@ -29,6 +29,7 @@ from installer.app_settings import app_settings, kernel_settings, open_registry
 from installer.config import DEFAULT_PATH, Config, ConfigError, load
 from installer.first_table import first_table
 from installer.kernel_gate import KernelGate
+from installer.peer_settings import peer_settings
 from installer.peering import follower, open_directory
 from installer.switches import SwitchBoard, follow_switches
 from interceptor.cgroup import Cgroup
@@ -175,13 +176,14 @@ async def _serve(
     board = SwitchBoard(config.node.name, config.node.application, config.agent.state_dir, registry)
     gate.is_off, gate.hidden = lambda: board.is_off, lambda: registry.hidden
     facts = AgentFacts(config, config_path, gate.generation, time.time())
-    agents = open_directory(config)
+    peering = peer_settings(config)
+    agents = open_directory(peering)
     app = ProxyApp(settings, registry, gate, gate.is_local, known, caller_of=agents.caller)
     admin = Admin(app, facts, board)
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(registry.run())]
         if config.peer.listen:
-            follow = follower(config, agents, announce=False)
+            follow = follower(peering, agents, announce=False)
             background.append(group.create_task(follow()))
         await first_table(registry)
         gate.reconcile()
