@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from proxy.core.model import Address
+from proxy.core.model import Address, PeerAgent
 from proxy.net.served import Direction
 from proxy.wire.redis_server import SessionState
 
@@ -64,8 +64,8 @@ class Moved:
     server: socket.socket | None = None
     """The other end of a splice, or the session's idle connection to the dialled address."""
     original: Address | None = None
-    caller: str = ""
-    """Address of the other node that the client is on; empty for this one."""
+    caller: PeerAgent | None = None
+    """The other node that the client is on; None for this one."""
     unread: bytes = b""
     """Read of the client and not served yet, from the beginning of a request."""
     to_client: bytes = b""

@@ -74,6 +74,23 @@ class PacketLane:
         """Whether a request was passed on and not answered."""
         return bool(self._unanswered or self._queue)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is under way: no connection on its way, no answer to come."""
+        return not (self.owes or self._is_dialling or self._parser.mid_frame)
+
+    @property
+    def stream(self) -> Stream | None:
+        return self._stream
+
+    def detach(self) -> None:
+        """Another process has the connection: forget it."""
+        self._closed = True
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.detach()
+        self._lane.detach()
+
     def open(self) -> None:
         """Connect now, or take over what the lane has opened."""
         if self._stream is None and not self._is_dialling:
