@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 MAX_RETRIES = 1
+MAX_UNSENT_RETRIES = 3
+"""Instances that may turn out to be dead before a request gives up; none of them saw it."""
 
 BUDGET_SHARE = 0.2
 BUDGET_PER_S = 10.0
@@ -25,6 +27,17 @@ def may_retry(
     it counts what it grants.
     """
     return (not sent or idempotent) and attempt <= max_retries and remaining_s > 0
+
+
+def may_go_elsewhere(attempt: int, remaining_s: float) -> bool:
+    """Whether a request that no instance has seen may be tried on another; it costs no budget."""
+    return may_retry(
+        sent=False,
+        idempotent=False,
+        attempt=attempt,
+        remaining_s=remaining_s,
+        max_retries=MAX_UNSENT_RETRIES,
+    )
 
 
 class RetryBudget:

@@ -14,7 +14,7 @@ from proxy.core.health import HealthBook, slow_start_share
 from proxy.core.latency import Quantile, Usual
 from proxy.core.model import Address, Instance, ServiceTable
 from proxy.core.policy import Balance, Policies, ServicePolicy, method_matcher
-from proxy.core.retry import RetryBudget
+from proxy.core.retry import RetryBudget, may_retry
 from proxy.core.ring import Ring
 from proxy.core.routing import Candidates, narrow
 
@@ -85,6 +85,17 @@ class Service:
     def is_idempotent(self, method: str) -> bool:
         """Whether a method may run twice."""
         return self._idempotent is not None and bool(self._idempotent.match(method))
+
+    def may_resend(self, method: str, extra: int, remaining_s: float) -> bool:
+        """Whether a request that was sent and failed may be sent once more, if the budget has
+        something left; `extra` is how often that has been done."""
+        return may_retry(
+            sent=True,
+            idempotent=self.is_idempotent(method),
+            attempt=1 + extra,
+            remaining_s=remaining_s,
+            max_retries=self.policy.retries,
+        )
 
     def node(self, address: Address) -> Node:
         node = self._nodes.get(address)
