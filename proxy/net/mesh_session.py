@@ -85,7 +85,7 @@ class MeshSession:
         self._foreign: dict[int, Codec] = {}
         """Requests that the agent before this one still works on."""
         self.on_foreign_cancelled: Callable[[int], None] = lambda _number: None
-        self._held_back: list[tuple[int, ResponseHeader, bytes]] = []
+        self._held_back: list[tuple[int, Codec, ResponseHeader, bytes]] = []
         """Replies that came while it was about to leave."""
         self._relay: Relay | None = None
         """Who gets replies now that the connection is another agent's."""
@@ -143,7 +143,7 @@ class MeshSession:
         if self._relay is not None:
             self._relay(number, header, body)
         elif self._link.is_held:
-            self._held_back.append((number, header, body))
+            self._held_back.append((number, codec, header, body))
         else:
             self._respond(number, codec, header, body)
 
@@ -193,8 +193,8 @@ class MeshSession:
         self._link.is_held = False
         self.client.unhold()
         held_back, self._held_back = self._held_back, []
-        for number, header, body in held_back:
-            self._respond(number, Codec.JSON, header, body)
+        for number, codec, header, body in held_back:
+            self._respond(number, codec, header, body)
         if not self._link.has_ended:
             self._link.flush()
 
@@ -222,13 +222,13 @@ class MeshSession:
 
     def _owed(self) -> list[tuple[int, Codec]]:
         waiting = [(number, codec) for number, (_call, codec) in self._calls.items()]
-        return waiting + [(number, Codec.JSON) for number, _, _ in self._held_back]
+        return waiting + [(number, codec) for number, codec, _, _ in self._held_back]
 
     def relay_to(self, relay: Relay) -> None:
         """Give replies to `relay` from `let_go` on, those that were held back first."""
         self._relay = relay
         held_back, self._held_back = self._held_back, []
-        for number, header, body in held_back:
+        for number, _codec, header, body in held_back:
             relay(number, header, body)
 
     def let_go(self) -> None:
