@@ -22,7 +22,6 @@ from proxy.wire.redis_server import Counters, SessionState
 from proxy.wire.resp import Command
 from proxy.wire.turbo import Packet
 
-
 _PACKETS = {Kind.TURBO: Protocol.TURBO, Kind.TURBO9: Protocol.TURBO9}
 
 

@@ -144,7 +144,9 @@ class Giver:
             self._fail(f"the other agent cannot take the listeners: {why}")
             return
         self._channel.send(pb.Commit(batch=0), on_sent=self._step_back)
-        self._channel.send(pb.State(parts=self._side.state(is_last=False, with_table=self._needs_table)))
+        self._channel.send(
+            pb.State(parts=self._side.state(is_last=False, with_table=self._needs_table))
+        )
         sessions = self._side.sessions
         self._total = len(sessions)
         order = sorted(sessions, key=lambda number: not sessions[number].is_settled)
@@ -382,6 +384,10 @@ class Giver:
             self.on_lost(why)
         else:
             self._fail(why)
+
+    def abandon(self, why: str) -> None:
+        """Stop giving, and go on with everything that was not committed."""
+        self._fail(why)
 
     def _fail(self, why: str) -> None:
         """Go on with everything that was not committed."""
