@@ -187,6 +187,10 @@ def _time_problems(config: Config) -> Iterator[Problem]:
             f"at most ops.restart_max_ms ({config.ops.restart_max_ms})",
             config.ops.restart_ms,
         )
+    if config.ops.move_s <= config.agent.handover_timeout_s:
+        # Else it is taken back while the agents still try.
+        expected = f"more than agent.handover_timeout_s ({config.agent.handover_timeout_s})"
+        yield Problem("ops.move_s", expected, config.ops.move_s)
     if limits.idle_ping_s >= limits.idle_close_s:
         yield Problem(
             "limits.idle_ping_s",

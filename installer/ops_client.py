@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class OpsClient:
         self.path = runtime_dir / SOCKET_NAME
         self._silent_s = silent_s
 
-    def ask(self, word: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def ask(self, word: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Each line of the answer, the last with `done`; raises AgentError when it refuses, and
         SupervisorNotRunning. Closing the iterator hangs up and stops nothing."""
         with closing(self._connect()) as sock:

@@ -14,7 +14,6 @@ from typing import Any
 from installer.opsd.upgrade_steps import UpgradeSteps
 from installer.opsd.upgrade_types import (
     Action,
-    End,
     Manner,
     Outcome,
     Report,
@@ -124,6 +123,7 @@ class Upgrade(UpgradeSteps):
             return [Report("progress", "")]
         if who is giver and name == "given":
             self._given = True
+            self._was_given = self._was_given or giver is Who.OLD
             self.moved.given(word)
         elif who is not giver and name in ("serving", "taken"):
             self.serves, self._taken = who, self._taken or name == "taken"
@@ -137,24 +137,24 @@ class Upgrade(UpgradeSteps):
         return [*self._end(Who.NEW), *self._finish(Outcome.ROLLED_BACK, self.why)]
 
     def _moving_refused(self, now_s: float, who: Who, giver: Who, why: str) -> list[Action]:
-        if giver is Who.OLD and who is Who.OLD:
-            return self._give_up(f"the old agent refused: {why}")
-        if giver is Who.OLD:
-            return [End(Who.NEW, Manner.LEAVE), *self._resume(now_s, f"it refused: {why}")]
-        if who is Who.NEW:
-            return self._stay(f"it could not be taken back: {why}")
-        text = f"the old agent refused to take back: {why}"
-        return self._enter(Stage.STAYING, now_s, self.times.adopt_s, text)
+        """It does not happen. What the taker has got already it holds alone: it is killed, and
+        the giver fetches that from its keeper."""
+        self._refused = self._refused or who is giver
+        self.why = f"{self.why}; " if self.why else ""
+        self.why += f"the {who} agent refused: {why}"
+        taker = Who.NEW if giver is Who.OLD else Who.OLD
+        return [] if self._killing else self._kill(now_s, taker)
 
-    def _resuming(
+    def _waiting(
         self, now_s: float, who: Who, name: object, word: Mapping[str, Any]
     ) -> list[Action]:
-        if who is not Who.OLD:
+        """RESUMING and STAYING: the taker has died, and the giver is to notice."""
+        giver = Who.OLD if self.stage is Stage.RESUMING else Who.NEW
+        if who is not giver or name not in ("given", "refused"):
             return []
-        if name == "given" and not self._resumed:  # it was on its way when the new one died
+        if name == "given":  # it was on its way when the other one died
             self.moved.given(word)
-            return self._adopt(now_s)
-        return self._give_up(self.why) if name == "refused" else []
+        return self._fetch(now_s, giver)
 
     def _taking(
         self, now_s: float, who: Who, name: object, word: Mapping[str, Any]
@@ -164,47 +164,32 @@ class Upgrade(UpgradeSteps):
         if who is not taker:
             return []
         if name == "refused":
-            return self._end(taker, Manner.KILL)  # it holds what nobody knows; its keeper has it
-        if name != "taken":
-            return []
-        self.serves = taker
-        if taker is Who.NEW:
-            return self._bake(now_s)
-        return self._finish(Outcome.ROLLED_BACK, self.why)
-
-    def _staying(
-        self, now_s: float, who: Who, name: object, word: Mapping[str, Any]
-    ) -> list[Action]:
-        if who is Who.NEW and name in ("refused", "taken", "serving"):
-            return self._stay("it could not be taken back")
-        return []
+            # It has noticed by itself that the other one has gone, and serves without it.
+            self._resumed = True
+        return self._taken_up(now_s, "") if name == "taken" else []
 
     # Who died
 
     def _new_died(self, now_s: float, how: str) -> list[Action]:
-        why = f"the new agent died: {how}"
+        self.why = self.why or f"the new agent died: {how}"
         if self.stage in (Stage.CHECKING, Stage.STARTING):
-            return self._finish(Outcome.REFUSED, self.why if self._killing else why)
-        if self.stage is Stage.RESUMING:
-            return []  # it was told to leave, or to die
-        if self.stage is Stage.GIVING and not self._given:
-            return self._resume(now_s, how)
-        self.why = self.why or why
-        return self._adopt(now_s)
+            return self._finish(Outcome.REFUSED, self.why)
+        if self.stage is Stage.GIVING and not self._given and not self._refused:
+            return self._enter(Stage.RESUMING, now_s, self.times.adopt_s, self.why)
+        return self._fetch(now_s, Who.OLD)
 
     def _old_died(self, now_s: float, how: str) -> list[Action]:
         why = f"the old agent died: {how}"
-        if self.stage in (Stage.CHECKING, Stage.STARTING, Stage.RESUMING, Stage.ADOPTING):
+        if self.stage in (Stage.CHECKING, Stage.STARTING):
             self.serves = None
             return [*self._end(Who.NEW, Manner.KILL), *self._finish(Outcome.BROKEN, why)]
         if self.stage is Stage.BAKING:
             warned: list[Action] = [Report("warning", f"{why}; there is no way back now")]
             rest = [Tell(Who.NEW, "adopt", Who.OLD)] if self.moved.left else []
             return [*warned, *rest]
-        if self.stage is Stage.RETURNING and not self._given:
+        if self.stage is Stage.RETURNING and not self._given and not self._refused:
             return self._enter(Stage.STAYING, now_s, self.times.adopt_s, why)
-        entered = self._enter(Stage.INHERITING, now_s, self.times.adopt_s, why)
-        return [*entered, Tell(Who.NEW, "adopt", Who.OLD)]
+        return self._fetch(now_s, Who.NEW, why)
 
 
 def _why(word: Mapping[str, Any]) -> str:
@@ -215,8 +200,8 @@ _SAID = {
     Stage.STARTING: Upgrade._starting,
     Stage.GIVING: Upgrade._moving,
     Stage.RETURNING: Upgrade._moving,
-    Stage.RESUMING: Upgrade._resuming,
+    Stage.RESUMING: Upgrade._waiting,
     Stage.ADOPTING: Upgrade._taking,
     Stage.INHERITING: Upgrade._taking,
-    Stage.STAYING: Upgrade._staying,
+    Stage.STAYING: Upgrade._waiting,
 }

@@ -41,14 +41,18 @@ class UpgradeSteps:
     """The new one's, since it serves."""
     _given: bool = False
     _taken: bool = False
+    _refused: bool = False
+    """The giver has."""
     _resumed: bool = False
+    """Who is left serves, as it showed by itself."""
+    _was_given: bool = False
     _killing: bool = False
     _since_s: float = 0.0
     _deadline_s: float = 0.0
 
     def _enter(self, stage: Stage, now_s: float, within_s: float, text: str) -> list[Action]:
         self.stage, self._since_s, self._deadline_s = stage, now_s, now_s + within_s
-        self._given = self._taken = self._killing = False
+        self._given = self._taken = self._refused = self._killing = self._resumed = False
         return [Report("stage", text)]
 
     def _bake(self, now_s: float) -> list[Action]:
@@ -81,17 +85,20 @@ class UpgradeSteps:
             return [*entered, *self._kill(now_s, Who.NEW)]
         return [*entered, Tell(Who.NEW, "give")]
 
-    def _resume(self, now_s: float, how: str) -> list[Action]:
-        why = self.why or f"the new agent died while it was given to: {how}"
-        entered = self._enter(Stage.RESUMING, now_s, self.times.adopt_s, why)
-        self.why, self.serves = why, Who.OLD
-        return entered
+    def _fetch(self, now_s: float, who: Who, text: str = "") -> list[Action]:
+        """This one is left, and fetches what the dead one had from its keeper."""
+        stage, dead = (Stage.ADOPTING, Who.NEW) if who is Who.OLD else (Stage.INHERITING, Who.OLD)
+        entered = self._enter(stage, now_s, self.times.adopt_s, text or self.why or "")
+        return [*entered, Tell(who, "adopt", dead)]
 
-    def _adopt(self, now_s: float) -> list[Action]:
-        text = self.why or "the new agent died"
-        entered = self._enter(Stage.ADOPTING, now_s, self.times.adopt_s, text)
-        self.serves = None
-        return [*entered, Tell(Who.OLD, "adopt", Who.NEW)]
+    def _taken_up(self, now_s: float, but: str) -> list[Action]:
+        """Who was left has what the dead one had, `but` for something."""
+        if self.stage is Stage.INHERITING:
+            warned: list[Action] = [Report("warning", but)] if but else []
+            return [*warned, *self._bake(now_s)]
+        self.serves = Who.OLD
+        outcome = Outcome.ROLLED_BACK if self._was_given else Outcome.REFUSED
+        return self._finish(outcome, f"{self.why}; {but}" if but else self.why)
 
     def _stay(self, text: str) -> list[Action]:
         why = f"{self.why}; {text}" if self.why else text
@@ -108,13 +115,13 @@ class UpgradeSteps:
         self.why = self.why or f"the new agent was {late}" if self._is_new_late else self.why
         if self.stage is Stage.CHECKING:
             return self._finish(Outcome.REFUSED, late)
-        if self.stage in (Stage.STARTING, Stage.GIVING, Stage.RETURNING, Stage.INHERITING):
-            return self._kill(now_s, Who.NEW)
-        if self.stage is Stage.RESUMING and self._resumed:
-            return self._give_up(self.why)
-        if self.stage is Stage.STAYING:
-            return self._stay("the old agent did not take back")
-        return self._kill(now_s, Who.OLD)
+        if self._resumed and self.stage in (Stage.ADOPTING, Stage.INHERITING):
+            return self._taken_up(now_s, "what the dead agent had was not adopted in time")
+        if self._resumed:
+            return self._fetch(now_s, Who.OLD if self.stage is Stage.RESUMING else Who.NEW)
+        if self.stage in (Stage.RESUMING, Stage.ADOPTING):
+            return self._kill(now_s, Who.OLD)
+        return self._kill(now_s, Who.NEW)
 
     @property
     def _is_new_late(self) -> bool:
@@ -137,9 +144,11 @@ class UpgradeSteps:
         return [Report("done", why or "")]
 
     def _beat(self, now_s: float, who: Who, word: Mapping[str, Any]) -> None:
-        if who is Who.OLD:
-            self._resumed = self._resumed or self.stage is Stage.RESUMING
-        elif self.stage is Stage.BAKING:
+        if self.stage in (Stage.RESUMING, Stage.ADOPTING):
+            self._resumed = self._resumed or who is Who.OLD
+        elif self.stage in (Stage.INHERITING, Stage.STAYING):
+            self._resumed = self._resumed or who is Who.NEW
+        elif who is Who.NEW and self.stage is Stage.BAKING:
             try:
                 self.pulse.add(Beat.of(word, now_s))
             except ValueError:

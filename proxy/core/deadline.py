@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from proxy.core.message import MoaRequest
+from proxy.core.model import Instance
+
 DEFAULT_TIMEOUT_S = 5.0
 
 MAX_TIMEOUT_S = 3600.0
@@ -58,3 +61,27 @@ def effective_timeout_s(
         if timeout_ms is not None and timeout_ms > 0:
             return min(timeout_ms / 1000, MAX_TIMEOUT_S)
     return min(default_s, MAX_TIMEOUT_S)
+
+
+def timeout_of(
+    request: MoaRequest,
+    instance: Instance,
+    service_ms: int | None,
+    default_s: float,
+    now_s: float,
+) -> float:
+    """How long a request may take from now on, given the first instance that it goes to.
+
+    What is left of the deadline that came with it over the mesh is in whole milliseconds, so
+    that requests of one timeout share it.
+    """
+    props = request.route.props
+    timeout_s = effective_timeout_s(
+        request_ms=request_timeout_ms(props) if props else None,
+        instance_ms=instance.timeout_ms,
+        service_ms=service_ms,
+        default_s=default_s,
+    )
+    if request.deadline_s is None:
+        return timeout_s
+    return min(timeout_s, max(0.0, round(request.deadline_s - now_s, 3)))

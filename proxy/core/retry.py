@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MAX_RETRIES = 1
+MAX_UNSENT_RETRIES = 3
+"""Instances that may turn out to be dead before a request gives up; none of them saw it."""
 
 BUDGET_SHARE = 0.2
 BUDGET_PER_S = 10.0
@@ -27,6 +31,17 @@ def may_retry(
     return (not sent or idempotent) and attempt <= max_retries and remaining_s > 0
 
 
+def may_go_elsewhere(attempt: int, remaining_s: float) -> bool:
+    """Whether a request that no instance has seen may be tried on another; it costs no budget."""
+    return may_retry(
+        sent=False,
+        idempotent=False,
+        attempt=attempt,
+        remaining_s=remaining_s,
+        max_retries=MAX_UNSENT_RETRIES,
+    )
+
+
 class RetryBudget:
     """Grants retries up to 20 % of the requests and 10 a second: a token bucket.
 
@@ -49,6 +64,13 @@ class RetryBudget:
         self._capacity = capacity
         self._tokens = min(per_s, capacity)
         self._last_s = now_s
+
+    def export(self) -> tuple[float, float]:
+        return self._tokens, self._last_s
+
+    def restore(self, exported: Sequence[float]) -> None:
+        self._tokens = min(self._capacity, float(exported[0]))
+        self._last_s = float(exported[1])
 
     def record_request(self) -> None:
         """A first attempt was made."""

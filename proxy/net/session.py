@@ -19,6 +19,7 @@ from proxy.core.model import Address
 from proxy.core.translate import resp_reply
 from proxy.net.backend import Backend, Call
 from proxy.net.lane import Lane
+from proxy.net.moved import CannotMove, Kind, Moved, RedisState
 from proxy.net.resp_upstream import RespUpstream
 from proxy.net.served import Mode, Peer, SessionSettings
 from proxy.net.splice import Splice as SplicedPair
@@ -41,6 +42,7 @@ _HANDED_OVER = SPOKEN - {Protocol.RESP}
 class HandOver(NamedTuple):
     """A client that does not speak RESP, with `first` as its first bytes."""
 
+    number: int
     loop: asyncio.AbstractEventLoop
     client: Stream
     lane: Lane
@@ -110,6 +112,10 @@ class Session:
         self._is_closing = False
         self._is_pumping = False
         self._has_ended = False
+        self._on_settled: Callable[[], None] | None = None
+        """While it is frozen."""
+        self._moved: Moved | None = None
+        """Between `restore` and `start_restored`."""
         self._slow_timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
 
@@ -121,12 +127,15 @@ class Session:
         self.client.on_eof = self._on_client_eof
         self.client.on_close = self._on_client_close
         self.client.on_drain = self._pump
-        if not self._expects_moa:
-            # The server may be the one that speaks first.
+        self._start_silence_timer()
+        self.client.resume_reading()
+
+    def _start_silence_timer(self) -> None:
+        """The server may be the one that speaks first."""
+        if self.mode is Mode.DETECTING and not self._unread and not self._expects_moa:
             self._silence_timer = self._loop.call_later(
                 self._settings.detect_wait_s, self._lane.use, self._on_silence
             )
-        self.client.resume_reading()
 
     def _on_silence(self, upstream: RespUpstream | None) -> None:
         """Nobody has spoken, and the dialled server was asked for: now we hear it."""
@@ -171,8 +180,10 @@ class Session:
         self.mode = Mode.MOA
         self._unread = b""
         self._has_ended = True
+        self._on_settled = None
         self.client.on_drain = lambda: None
-        taken = HandOver(self._loop, self.client, self._lane, self.peer, protocol, first)
+        number = self.state.client_id
+        taken = HandOver(number, self._loop, self.client, self._lane, self.peer, protocol, first)
         self._on_other(taken)
 
     def _parse(self, data: bytes) -> None:
@@ -289,6 +300,7 @@ class Session:
                 and len(self._slots) < self._settings.pipeline_depth
                 and not self.client.is_congested
                 and not (self._is_splicing or self._is_closing or self._has_ended)
+                and self._on_settled is None
             ):
                 command = self._commands.popleft()
                 self._queued_bytes -= len(command.raw)
@@ -302,6 +314,9 @@ class Session:
 
     def _after_pump(self) -> None:
         self._throttle()
+        if self._on_settled is not None:
+            self._tell_settled()
+            return
         if self._commands or self._slots:
             return
         if self._parser.error is not None:
@@ -388,10 +403,14 @@ class Session:
 
     # Traffic that is not MOA
 
-    def _unparsed(self) -> bytes:
-        """Take every byte that was read and not served, in its order."""
+    def _peek_unparsed(self) -> bytes:
+        """Every byte that was read and not served, in its order."""
         commands = b"".join(c.skipped + c.raw for c in self._commands)
-        rest = self._unread + commands + self._parser.pending
+        return self._unread + commands + self._parser.pending
+
+    def _unparsed(self) -> bytes:
+        """Take every byte that was read and not served."""
+        rest = self._peek_unparsed()
         self._commands.clear()
         self._queued_bytes = 0
         self._unread = b""
@@ -440,9 +459,146 @@ class Session:
         self._metrics.spliced += 1
         server, to_client = upstream.take_stream()
         to_server, self._unread = self._unread, b""
+        if self._on_settled is not None:
+            server.hold()
+        self._join(server, to_server=to_server, to_client=to_client)
+        self._tell_settled()
+
+    def _join(self, server: Stream, *, to_server: bytes, to_client: bytes) -> None:
         self._spliced = SplicedPair(
             self.client, server, to_server=to_server, to_client=to_client, on_end=self._end
         )
+
+    # Changing hands (docs/UPGRADE.md)
+
+    def freeze(self, on_settled: Callable[[], None]) -> None:
+        """Finish what has begun and begin nothing; calls back from the loop once `export` can
+        be called, unless the client leaves before."""
+        self._on_settled = on_settled
+        self._cancel_slow_timer()
+        self._cancel_silence_timer()
+        self.client.hold()
+        if self._spliced is not None:
+            self._spliced.hold()
+        elif self.mode is Mode.DETECTING and not self._is_splicing:
+            self._lane.stop_dialling()
+        self._loop.call_soon(self._tell_settled)
+
+    def thaw(self) -> None:
+        """Go on as if nothing had been."""
+        if self._on_settled is None or self._has_ended:
+            return
+        self._on_settled = None
+        self.client.unhold()
+        if self._lane.idle_stream is not None:
+            self._lane.idle_stream.unhold()
+        if self._spliced is not None:
+            self._spliced.unhold()
+        elif not self._is_splicing:
+            if self._unread or self._parser.mid_frame:
+                self._start_slow_timer()
+            self._start_silence_timer()
+            self._pump()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it could change hands now."""
+        if self._has_ended or self._is_closing:
+            return False
+        if self._is_splicing:
+            return self._spliced is not None
+        return not self._slots and self._lane.is_settled and self._parser.error is None
+
+    def _tell_settled(self) -> None:
+        if self._on_settled is not None and self.is_settled:
+            self._on_settled()
+
+    def export(self) -> Moved:
+        """All that another agent needs to go on. Raises CannotMove when it is not settled."""
+        if not self.is_settled:
+            raise CannotMove(f"session {self.state.client_id} is not settled")
+        kind = Kind.DETECTING if self.mode is Mode.DETECTING else Kind.RESP
+        to_client, to_server, server = self.client.hand_out(), b"", self._lane.idle_stream
+        if self._spliced is not None:
+            kind, server = Kind.RAW, self._spliced.server
+            to_server = server.hand_out()
+        elif server is not None:
+            server.hold()
+        return Moved(
+            number=self.state.client_id,
+            kind=kind,
+            direction=self.peer.direction,
+            client=self.client.sock,
+            server=server.sock if server is not None else None,
+            original=self.peer.original,
+            caller=self.peer.caller,
+            unread=self._peek_unparsed(),
+            to_client=to_client,
+            to_server=to_server,
+            spoke_moa=self.spoke_moa,
+            service=self.service,
+            requests=self.requests,
+            started_s=self.started_s,
+            redis=RedisState.of(self.state),
+        )
+
+    def let_go(self) -> None:
+        """Another agent has it: forget it, and say nothing to anybody."""
+        self._cancel_slow_timer()
+        self._cancel_silence_timer()
+        self._on_settled = None
+        self.client.detach()
+        if self._moved is not None and self._moved.server is not None:
+            self._moved.server.close()
+        if self._spliced is not None:
+            self._spliced.detach()
+        self._lane.detach()
+        self._end()
+
+    def as_hand_over(self, protocol: Protocol, moved: Moved) -> HandOver:
+        """What a session of this other protocol begins with, instead of this one."""
+        self._has_ended = True
+        number, first = self.state.client_id, moved.unread
+        return HandOver(number, self._loop, self.client, self._lane, self.peer, protocol, first)
+
+    def restore(self, moved: Moved) -> None:
+        """Be what `moved` was, before `start_restored`."""
+        self.spoke_moa, self.service = moved.spoke_moa, moved.service
+        self.requests, self.started_s = moved.requests, moved.started_s
+        moved.redis.apply(self.state)
+        self._unread = moved.unread
+        self._moved = moved
+
+    def start_restored(self) -> None:
+        """Go on where the other agent stopped."""
+        moved, self._moved = self._moved, None
+        assert moved is not None
+        self.client.on_data = self._on_client_data
+        self.client.on_eof = self._on_client_eof
+        self.client.on_close = self._on_client_close
+        self.client.on_drain = self._pump
+        if moved.kind is Kind.RAW:
+            assert moved.server is not None
+            self.mode, self.protocol, self._is_splicing = Mode.RAW, Protocol.OTHER, True
+            to_client = moved.to_client + moved.from_server
+            server = Stream(self._loop, moved.server)
+            self._join(server, to_server=moved.to_server + moved.unread, to_client=to_client)
+            self._unread = b""
+            return
+        self.client.write(moved.to_client)
+        if moved.server is not None:
+            self._lane.adopt(moved.server)
+        first, self._unread = self._unread, b""
+        if moved.kind is Kind.DETECTING:
+            if first:
+                self._detect(first)
+            else:
+                self._start_silence_timer()
+        else:
+            self.mode, self.protocol = Mode.MOA, Protocol.RESP
+            self._parse(first)
+        if not self._has_ended and not self._is_splicing:
+            self._throttle()
 
     # From outside
 

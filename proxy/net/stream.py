@@ -49,6 +49,7 @@ class Stream:
         "_fd",
         "_flush_close",
         "_flush_timer",
+        "_held",
         "_is_reading_on",
         "_loop",
         "_out",
@@ -82,6 +83,7 @@ class Stream:
         self._buffered = 0
         self._is_reading_on = False
         self._paused = True
+        self._held = False
         self._peer_done = False
         self._poll: Callable[[float], object] | None = None
         self._eof_wanted = False
@@ -115,15 +117,55 @@ class Stream:
         """Whether the kernel has not yet taken all that was written."""
         return bool(self._out)
 
+    def hand_out(self) -> bytes:
+        """What the kernel has not yet taken; nothing more is sent until `unhold`."""
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+        return b"".join(self._out)
+
     def resume_reading(self) -> None:
         if self._paused and not (self._closed or self._flush_close or self._peer_done):
             self._paused = False
-            self._loop.add_reader(self._fd, self._on_readable)
+            if not self._held:
+                self._loop.add_reader(self._fd, self._on_readable)
 
     def pause_reading(self) -> None:
         if not self._paused and not self._closed:
             self._paused = True
-            self._loop.remove_reader(self._fd)
+            if not self._held:
+                self._loop.remove_reader(self._fd)
+
+    def hold(self) -> None:
+        """Read nothing, whatever `resume_reading` says, until `unhold`: it may leave soon."""
+        if not self._held and not self._closed:
+            self._held = True
+            if not self._paused:
+                self._loop.remove_reader(self._fd)
+
+    def unhold(self) -> None:
+        if self._held and not self._closed:
+            self._held = False
+            if not self._paused:
+                self._loop.add_reader(self._fd, self._on_readable)
+            if self._out and not self._writing:
+                self._writing = True
+                self._loop.add_writer(self._fd, self._on_writable)
+
+    def detach(self) -> None:
+        """Let go without a word to the peer: another process has the socket, and goes on.
+
+        Our descriptor is closed, what waits to be sent is dropped, nothing is called back.
+        """
+        if self._closed:
+            return
+        self.hold()
+        self._drop_unsent()
+        self._closed = True
+        self.on_close = lambda _error: None
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self.sock.close()
 
     def _on_readable(self) -> None:
         """Read until nothing is left.
@@ -137,7 +179,7 @@ class Stream:
             return
         size = READ_SIZE
         for _ in range(READS_AT_ONCE):
-            if self._paused:
+            if self._paused or self._held:
                 return  # By what the last bytes led to.
             if size < READ_SIZE:
                 self._check_error()

@@ -24,7 +24,9 @@ with instrumented():
         ResponseHeader,
         ResponseReceived,
         Settings,
+        decode_state,
         encode_frame,
+        encode_state,
         joined,
     )
     from proxy.wire.mesh.frames import HEAD_SIZE, MAX_FRAME_BODY
@@ -157,7 +159,7 @@ def check(data: bytes) -> None:
         size = rng.choice((1, 20, 300, 70_000))
         seen += cut.receive_data(wire[at : at + size], 1.0)
         at += size
-        cut = MeshConnection.restore(cut.export())
+        cut = MeshConnection.restore(decode_state(encode_state(cut.export())))
     bounded(cut)
     assert normal(seen) == normal(events)
     assert finish(cut, seen, server) == finish(whole, events, server)

@@ -34,7 +34,7 @@ class OpsdWorld:
         self.config = home / "agent.toml"
         self.config.write_text(
             f'[node]\nname = "n"\n[agent]\nruntime_dir = "{self.runtime_dir}"\n'
-            f'state_dir = "{self.state_dir}"\ndrain_timeout_s = 1\n'
+            f'state_dir = "{self.state_dir}"\ndrain_timeout_s = 1\nhandover_timeout_s = 5\n'
             f'[bpf]\nroot = "{home}/bpf"\n[ops]\n{keys}\n'
         )
         self.log = home / "opsd.log"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def look(lab: Lab) -> Traces:
     """Take the node's traces."""
     root = cgroup.mount_point()
     return Traces(
-        pins=_without_others(lab, (str(p) for p in BPFFS.rglob("*"))),
+        pins=_without_others(lab, _below(BPFFS)),
         cgroups=_without_others(lab, (directory for directory, _, _ in os.walk(root))),
         attached=_without_others(lab, _attached()),
         objects=frozenset(
@@ -83,6 +84,12 @@ def _without_others(lab: Lab, texts: Any) -> frozenset[str]:
     return frozenset(text for text in texts if not _is_others(lab, text))
 
 
+def _below(top: Path) -> Iterator[str]:
+    """Every path; those that other tests take away meanwhile are passed over."""
+    for directory, directories, files in os.walk(top):
+        yield from (f"{directory}/{name}" for name in (*directories, *files))
+
+
 def _attached() -> list[str]:
     return [
         f"{entry['cgroup']}: {program['id']} {program['attach_type']} {program.get('name')}"
@@ -92,5 +99,16 @@ def _attached() -> list[str]:
 
 
 def _bpftool(*arguments: str) -> list[dict[str, Any]]:
-    done = subprocess.run(["bpftool", "-j", *arguments], capture_output=True, text=True, check=True)
-    return [item for item in json.loads(done.stdout or "[]") if isinstance(item, dict)]
+    """It fails when an object goes while it looks, as those of other tests do: then it looks
+    again."""
+
+    def ask() -> list[dict[str, Any]] | None:
+        done = subprocess.run(
+            ["bpftool", "-j", *arguments], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            return None
+        return [i for i in json.loads(done.stdout or "[]") if isinstance(i, dict)] or [{}]
+
+    found: list[dict[str, Any]] = wait_until(ask, 5, f"bpftool {arguments}")
+    return [item for item in found if item]

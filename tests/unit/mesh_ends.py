@@ -16,6 +16,8 @@ from proxy.wire.mesh import (
     ResponseHeader,
     ResponseReceived,
     Settings,
+    decode_state,
+    encode_state,
     joined,
 )
 
@@ -52,6 +54,14 @@ def pair(
     return ends
 
 
+def moved(connection: MeshConnection, unsent: bytes = b"") -> MeshConnection:
+    """The connection in another process: all that is left of it went there as bytes."""
+    state = connection.export(unsent)
+    raw = encode_state(state)
+    assert decode_state(raw) == state
+    return MeshConnection.restore(decode_state(raw))
+
+
 @dataclass(frozen=True)
 class Call:
     """One request of a plan: how large it is, and how large its answer."""
@@ -85,8 +95,10 @@ class Pipe:
         server: Settings,
         plan: list[Call],
         hand_over: Random | None = None,
+        pings: int = 0,
     ) -> None:
         self.rng = rng
+        self.pings = pings
         self.plan = list(reversed(plan))
         self.hand_over = hand_over
         self.client = MeshConnection.client(client, 0.0)
@@ -120,6 +132,7 @@ class Pipe:
             "read_down": bool(self.down),
             "answer": bool(self.owed),
             "cancel": bool(self.to_cancel),
+            "ping": self.pings > 0,
         }
 
     def send(self) -> None:
@@ -134,6 +147,19 @@ class Pipe:
         self.sizes[request_id] = call.response
         if call.cancel:
             self.to_cancel.append(request_id)
+
+    def ping(self) -> None:
+        """Ask by either side, or let so much time pass that a side asks by itself, or ends."""
+        self.pings -= 1
+        choice = self.rng.randrange(3)
+        if choice == 0:
+            self.client.ping(self.now_s)
+        elif choice == 1:
+            self.server.ping(self.now_s)
+        else:
+            self.now_s += self.rng.choice((0.5, 4.0, 11.0))
+            self.out.client += self.client.tick(self.now_s)
+            self._serve(self.server.tick(self.now_s))
 
     def cancel(self) -> None:
         request_id = self.to_cancel.pop()
@@ -159,7 +185,9 @@ class Pipe:
         self.out.downward += data
 
     def read_up(self) -> None:
-        events = self.server.receive_data(self._chunk(self.up), self.now_s)
+        self._serve(self.server.receive_data(self._chunk(self.up), self.now_s))
+
+    def _serve(self, events: list[Event]) -> None:
         self.out.server += events
         for event in events:
             if isinstance(event, RequestReceived):
@@ -193,11 +221,11 @@ class Pipe:
     def _handed_over(self, connection: MeshConnection) -> MeshConnection:
         assert self.hand_over is not None
         if self.hand_over.random() < 0.5:
-            return MeshConnection.restore(connection.export())
+            return moved(connection)
         unsent = sent(connection, self.hand_over.choice((1, 1000)))
         # What was pulled and not written goes along and leaves first, so the order of bytes
         # is that of a connection that pulled it just now.
-        return MeshConnection.restore(connection.export(unsent))
+        return moved(connection, unsent)
 
 
 def check(out: Outcome, server_tells_all: bool = True) -> None:

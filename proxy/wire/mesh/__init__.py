@@ -10,6 +10,7 @@ from proxy.wire.mesh.errors import (
     PeerError,
     Reason,
     Refusal,
+    StateError,
     UsageError,
 )
 from proxy.wire.mesh.events import (
@@ -30,10 +31,12 @@ from proxy.wire.mesh.hop import child_trace, next_hop, remaining_ms
 from proxy.wire.mesh.outbox import Buffer
 from proxy.wire.mesh.pieces import Body, joined
 from proxy.wire.mesh.settings import Agreement, Hello, Settings
+from proxy.wire.mesh.snapshot import STATE_FORMAT, decode_state, encode_state
 from proxy.wire.mesh.state import ConnectionState
 
 __all__ = [
     "MAGIC",
+    "STATE_FORMAT",
     "Agreement",
     "Body",
     "BodyCodec",
@@ -62,9 +65,12 @@ __all__ = [
     "ResponseHeader",
     "ResponseReceived",
     "Settings",
+    "StateError",
     "UsageError",
     "child_trace",
+    "decode_state",
     "encode_frame",
+    "encode_state",
     "joined",
     "next_hop",
     "remaining_ms",

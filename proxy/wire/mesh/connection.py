@@ -193,10 +193,11 @@ class MeshConnection:
         return [] if self._link.failed else self._link.end_all(text)
 
     def export(self, unsent: bytes = b"") -> ConnectionState:
-        """The whole state, for `restore` in another process; this one must not be used after.
+        """The whole state, for `restore` in another process (snapshot.py makes it bytes).
 
         `unsent` is what `data_to_send` returned and the socket did not take. Which request
-        the driver has where is the driver's own to hand over.
+        the driver has where is the driver's own to hand over. Changes nothing here: this one
+        may go on when the other refuses, but only one of both may touch the socket.
         """
         link = self._link
         return ConnectionState(

@@ -56,3 +56,7 @@ class CannotSend(MeshError):
 
 class UsageError(MeshError):
     """Our own driver asked for what makes no sense; a bug on this side."""
+
+
+class StateError(MeshError):
+    """Bytes that were handed over are no state that this version can go on from."""

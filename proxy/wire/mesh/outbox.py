@@ -22,7 +22,8 @@ Buffer = bytes | memoryview
 
 _JOIN_BELOW = 16 * 1024
 """A frame below this leaves in one piece; a larger body is never copied (performance.md)."""
-_MAX_CREDIT = 2**31 - 1
+MAX_CREDIT = 2**31 - 1
+"""Bytes that a message may be allowed beyond what was sent of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,10 @@ class Outbox:
         message = self._ready.get(request_id) or self._stalled.get(request_id)
         if message is None:
             return False
-        if message.credit + credit > _MAX_CREDIT:
+        if message.credit + credit > MAX_CREDIT:
             raise PeerError(
                 Reason.FLOW_CONTROL,
-                f"WINDOW of {credit} for request {request_id} lifts its credit over {_MAX_CREDIT}",
+                f"WINDOW of {credit} for request {request_id} lifts its credit over {MAX_CREDIT}",
             )
         message.credit += credit
         if self._stalled.pop(request_id, None) is not None:
