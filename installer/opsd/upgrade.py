@@ -100,6 +100,10 @@ class Upgrade(UpgradeSteps):
             return None
         return max(0.0, (now_s - self._since_s) * (total - moved) / moved)
 
+    def baked_s(self, now_s: float) -> float | None:
+        """For how long it has baked; None while it does not."""
+        return round(now_s - self._since_s, 1) if self.stage is Stage.BAKING else None
+
     # What is said, stage by stage
 
     def _starting(
@@ -154,6 +158,7 @@ class Upgrade(UpgradeSteps):
             return []
         if name == "given":  # it was on its way when the other one died
             self.moved.given(word)
+            self._was_given = True
         return self._fetch(now_s, giver)
 
     def _taking(

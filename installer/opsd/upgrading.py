@@ -262,6 +262,7 @@ class Upgrading:
             "in_flight": machine.moved.in_flight,
             "elapsed_s": round(now_s - self._started_s, 3),
             "left_s": None if left_s is None else round(left_s, 1),
+            "baked_s": machine.baked_s(now_s),
             "before": asdict(machine.before) if machine.before else None,
             "after": asdict(after) if after else None,
             "outcome": str(machine.outcome) if machine.outcome else None,
