@@ -333,7 +333,7 @@ class Giver:
             self._fail(f"the other agent refuses: {message.why}")
 
     def _on_accepted(self, message: pb.Accepted) -> None:
-        batch = self._batches.pop(message.batch, None)
+        batch = self._batches.get(message.batch)
         if batch is None:
             return
         taken = set(message.taken)
@@ -341,23 +341,23 @@ class Giver:
             if number not in taken:
                 session.thaw()
                 self._left.add(number)
+        batch.sessions = {n: s for n, s in batch.sessions.items() if n in taken}
         if message.why:
             log.warning("connections stay here", why=message.why)
             for upstream in batch.upstreams:
                 upstream.keep()
             batch.upstreams.clear()
         commit = pb.Commit(batch=message.batch)
-        self._channel.send(commit, on_sent=partial(self._let_go, batch, taken))
+        self._channel.send(commit, on_sent=partial(self._let_go, message.batch))
         self._freeze_more()
         self._flush()
 
-    def _let_go(self, batch: _Batch, taken: set[int]) -> None:
+    def _let_go(self, number_of_batch: int) -> None:
         """The commit will be delivered: from here on they are the taker's alone."""
+        batch = self._batches.pop(number_of_batch)
         for upstream in batch.upstreams:
             upstream.drop()
         for number, session in batch.sessions.items():
-            if number not in taken:
-                continue
             self._moved += 1
             if self._side.sessions.get(number) is not session:
                 continue
