@@ -7,6 +7,7 @@ alone. Opened when it is first needed, and again after it has ended.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,6 +83,13 @@ class PacketLane:
     @property
     def stream(self) -> Stream | None:
         return self._stream
+
+    def adopt(self, sock: socket.socket, unsent: bytes) -> None:
+        """Use this connection, which is idle, as if it had been opened here."""
+        self._lane.adopt(sock)
+        self.open()
+        if self._stream is not None:
+            self._stream.write(unsent)
 
     def detach(self) -> None:
         """Another process has the connection: forget it."""

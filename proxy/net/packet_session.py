@@ -58,7 +58,8 @@ class PacketSession:
         self._judge = judge
         self._on_end = on_end
         self._first = taken.first
-        self._to_lane = b""
+        self._moved: Moved | None = None
+        """Between `restore` and `start`."""
         form = _FORMS[taken.protocol]
         self._reader = PacketReader(
             forwarder.loop,
@@ -92,11 +93,14 @@ class PacketSession:
         self.client.on_eof = self._pump
         self.client.on_close = self._on_client_close
         self.client.on_drain = self._on_client_drain
-        if self._is_awaited:
+        moved, self._moved = self._moved, None
+        if moved is not None:
+            self.client.write(moved.to_client)
+            if moved.server is not None:
+                self._lane.adopt(moved.server, moved.to_server)
+        elif self._is_awaited:
             # What the dialled server does with it is ours to hear from now on.
             self._lane.open()
-        if self._lane.stream is not None:
-            self._lane.stream.write(self._to_lane)
         first, self._first = self._first, b""
         self._on_data(first)
 
@@ -413,6 +417,8 @@ class PacketSession:
         """Another agent has it: forget it, and say nothing to anybody."""
         self._on_settled = None
         self.client.detach()
+        if self._moved is not None and self._moved.server is not None:
+            self._moved.server.close()
         if self._spliced is not None:
             self._spliced.detach()
         self._lane.detach()
@@ -422,9 +428,7 @@ class PacketSession:
         """Be what `moved` was; `start` goes on where the other agent stopped."""
         self.spoke_moa, self.service = moved.spoke_moa, moved.service
         self.requests, self.started_s = moved.requests, moved.started_s
-        self._is_awaited = moved.server is not None
-        self._to_lane = moved.to_server
-        self.client.write(moved.to_client)
+        self._moved = moved
 
     # From outside
 

@@ -555,6 +555,12 @@ class Session:
         self._lane.detach()
         self._end()
 
+    def as_hand_over(self, protocol: Protocol, moved: Moved) -> HandOver:
+        """What a session of this other protocol begins with, instead of this one."""
+        self._has_ended = True
+        number, first = self.state.client_id, moved.unread
+        return HandOver(number, self._loop, self.client, self._lane, self.peer, protocol, first)
+
     def restore(self, moved: Moved) -> None:
         """Be what `moved` was, before `start_restored`."""
         self.spoke_moa, self.service = moved.spoke_moa, moved.service

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -73,6 +74,28 @@ class Metrics:
                 uri = "(other)"
             counts = self.services.setdefault(uri, ServiceCounts())
         return counts
+
+    def give(self) -> dict[str, Any]:
+        """What was counted, as JSON has it; from here on it is counted elsewhere, and here
+        anew. `in_flight` stays: it is of what is under way here."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in _COUNTERS}
+        given["services"] = {uri: asdict(counts) for uri, counts in self.services.items()}
+        for name in _COUNTERS:
+            setattr(self, name, 0)
+        # In place: what is under way counts on.
+        for counts in self.services.values():
+            for name in _SERVICE_COUNTERS:
+                setattr(counts, name, 0)
+        return given
+
+    def take(self, given: Mapping[str, Any]) -> None:
+        """Count what another agent counted. What this version does not count is left out."""
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + int(given.get(name, 0)))
+        for uri, counts in given.get("services", {}).items():
+            own = self.service(uri)
+            for name in _SERVICE_COUNTERS:
+                setattr(own, name, getattr(own, name) + int(counts.get(name, 0)))
 
 
 _COUNTERS = {

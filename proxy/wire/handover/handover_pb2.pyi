@@ -105,20 +105,22 @@ class Done(_message.Message):
     def __init__(self, moved: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ["abi", "agent_version", "features", "max_version", "min_version", "pid"]
+    __slots__ = ["abi", "agent_version", "features", "max_version", "mesh_state", "min_version", "pid"]
     ABI_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     MAX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MESH_STATE_FIELD_NUMBER: _ClassVar[int]
     MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     abi: int
     agent_version: str
     features: _containers.RepeatedScalarFieldContainer[str]
     max_version: int
+    mesh_state: int
     min_version: int
     pid: int
-    def __init__(self, min_version: _Optional[int] = ..., max_version: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., pid: _Optional[int] = ..., abi: _Optional[int] = ...) -> None: ...
+    def __init__(self, min_version: _Optional[int] = ..., max_version: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., pid: _Optional[int] = ..., abi: _Optional[int] = ..., mesh_state: _Optional[int] = ...) -> None: ...
 
 class Owed(_message.Message):
     __slots__ = ["codec", "request"]
@@ -186,13 +188,15 @@ class State(_message.Message):
     def __init__(self, parts: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class Upstream(_message.Message):
-    __slots__ = ["host", "local", "port", "wire"]
+    __slots__ = ["host", "last_number", "local", "port", "wire"]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    LAST_NUMBER_FIELD_NUMBER: _ClassVar[int]
     LOCAL_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     WIRE_FIELD_NUMBER: _ClassVar[int]
     host: str
+    last_number: int
     local: bool
     port: int
     wire: str
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., wire: _Optional[str] = ..., local: bool = ...) -> None: ...
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., wire: _Optional[str] = ..., local: bool = ..., last_number: _Optional[int] = ...) -> None: ...
