@@ -127,7 +127,9 @@ def judge_inbound(command: Command) -> Verdict:
     return ToOriginal(partial(_local_unreachable, uri), uri)
 
 
-def judge_again(command: Command, verdict: Verdict, policies: Policies) -> Verdict:
+def judge_again(
+    command: Command, verdict: Answer | Forward | ToOriginal, policies: Policies
+) -> Answer | Forward | ToOriginal:
     """The verdict on a command that an agent which died had begun to serve.
 
     It may have been executed: a request is only sent again when its method is idempotent.

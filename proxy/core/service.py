@@ -250,7 +250,6 @@ class Service:
         if self.health.ejections != ejections:
             self.node(address).slowness.forget()
 
-
     # For another process of this boot, as JSON has it
 
     def export(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ FACTS_AT, FACTS_SIZE = 128, 448
 """Two areas, one behind the other; the word FACTS says which counts and how long it is."""
 JOURNAL_AT, JOURNAL_SIZE = 1024, 48 * 1024
 OWED_AT = JOURNAL_AT + JOURNAL_SIZE
-OWED_SIZE, OWED_WORDS = 40, 5
+OWED_SIZE, OWED_HEAD = 40, 24
 OWED_MOST = (SLOT_SIZE - OWED_AT) // OWED_SIZE
 """An entry: where the packet begins in the input, what was written with its reply (0: none
 yet), and its head."""

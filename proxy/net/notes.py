@@ -8,7 +8,6 @@ finds the board after a crash compares counts, and knows what was done and what 
 from __future__ import annotations
 
 import socket
-from typing import NamedTuple
 
 from proxy.net.board import (
     BASE,
@@ -24,53 +23,31 @@ from proxy.net.board import (
     JOURNAL_AT,
     JOURNAL_SIZE,
     M32,
-    M40,
     M64,
     OUT_END,
     OUT_START,
     OVERFLOW,
     OWED,
     OWED_AT,
+    OWED_HEAD,
     OWED_MOST,
     OWED_SIZE,
     READ,
     SPILL_START,
     TO_CLIENT,
     TO_FAR,
-    W_INLET,
     WRITTEN,
     Board,
     Entry,
 )
 from proxy.net.moved import Kind
+from proxy.net.note_parts import FarNotes, Inlet, Kept
 from proxy.net.spill import Spill
+from proxy.net.stream import Stream
+from proxy.net.totals import totals
 
 
-class Counts(NamedTuple):
-    """Of a stream: bytes since its connection was made, as the kernel counts them."""
-
-    read: int
-    written: int
-
-
-class _Inlet:
-    """Reads a socket by way of the board, so that what was read is never in the process alone."""
-
-    __slots__ = ("_board", "_key", "words")
-
-    def __init__(self, board: Board, descriptor: int) -> None:
-        self._board = board
-        self.words = board.words
-        self._key = descriptor << 40
-
-    def _receive(self, sock: socket.socket, before: int) -> bytes:
-        """As recv; `before` is how much was read of this socket so far."""
-        inlet = self._board.inlet
-        self.words[W_INLET] = self._key | before & M40
-        return inlet[: sock.recv_into(inlet)].tobytes()
-
-
-class Notes(_Inlet):
+class Notes(Inlet):
     """Of a client's connection, from `start` until its descriptor is about to be closed.
 
     `done` is how far the input is dealt with: the session adds to it before it writes a reply,
@@ -82,6 +59,7 @@ class Notes(_Inlet):
         "_base",
         "_begun",
         "_described",
+        "_entries",
         "_entry",
         "_free",
         "_journals",
@@ -103,8 +81,10 @@ class Notes(_Inlet):
         self._at = self._slot // 8
         self._entry = Entry(Kind.DETECTING, -1, -1, -1, -1)
         self._spill: Spill | None = None
-        self._out = _Kept(self, "out", self._at + OUT_START, self._at + OUT_END)
-        self.far_out = _Kept(self, "far_out", self._at + FAR_START, self._at + FAR_END)
+        self._out = Kept(self, "out", self._at + OUT_START, self._at + OUT_END)
+        self.far_out = Kept(self, "far_out", self._at + FAR_START, self._at + FAR_END)
+        self._entries: dict[int, int] = {}
+        """Of packets that are owed a reply, by their numbers."""
         self._free: list[int] = []
         self._owed = 0
         self._journals = True
@@ -112,15 +92,16 @@ class Notes(_Inlet):
         self._turn = 0
         self._read = self._begun = self._base = self.done = 0
 
-    def start(self, kind: Kind, facts: bytes, counts: Counts, unread: bytes = b"") -> None:
+    def start(self, kind: Kind, facts: bytes, client: Stream, unread: bytes = b"") -> None:
         """Begin, with `unread` as the last bytes of what was read; then the board shows it."""
+        client.notes = self
         words, at = self.words, self._at
-        self._read = self._begun = self._base = self.done = counts.read - len(unread)
+        self._read = self._begun = self._base = self.done = client.bytes_in - len(unread)
         words[at + READ] = words[at + BEGUN] = words[at + BASE] = self._read
         words[at + OWED] = words[at + OVERFLOW] = 0
         words[at + FACTS] = 0
-        self.writing(counts.written)
-        self.writing(counts.written)
+        self.writing(client.bytes_out)
+        self.writing(client.bytes_out)
         self.describe(facts)
         self._entry = self._entry._replace(kind=kind)
         self._journals = kind is not Kind.RAW
@@ -156,7 +137,7 @@ class Notes(_Inlet):
 
     def receive(self, sock: socket.socket, before: int) -> bytes:
         """As recv, and what came is in the journal; `before` is how much was read so far."""
-        data = self._receive(sock, before)
+        data = super().receive(sock, before)
         if data and self._journals:
             self._append(data)
         return data
@@ -205,30 +186,43 @@ class Notes(_Inlet):
         self._begun += size
         self.words[self._at + BEGUN] = self._begun
 
+    def lose_track(self) -> None:
+        """What is in the journal can no longer be told: nobody can go on with this connection."""
+        self.words[self._at + OVERFLOW] = 1
+
     # Packets that are owed a reply
 
-    def owe(self, raw: bytes, head: int) -> int:
-        """A request of this input is served from now on; the number of its entry, for `settle`."""
-        if self._free:
-            number = self._free.pop()
-        elif self._owed < OWED_MOST:
-            number, self._owed = self._owed, self._owed + 1
-        else:
-            self.words[self._at + OVERFLOW] = 1
-            number = -1
-        if number >= 0:
+    def owe(self, opaque: int, raw: bytes) -> None:
+        """This packet, the next of the input, is a request that is served from now on."""
+        if opaque in self._entries:
+            self.lose_track()
+        elif (number := self._new_entry()) >= 0:
+            self._entries[opaque] = number
             begin = self._slot + OWED_AT + number * OWED_SIZE
-            self._board.map[begin + 16 : begin + 16 + head] = raw[:head]
+            self._board.map[begin + 16 : begin + 16 + OWED_HEAD] = raw[:OWED_HEAD].ljust(OWED_HEAD)
             self.words[begin // 8] = self._begun
             self.words[begin // 8 + 1] = 0
             self.words[self._at + OWED] = self._owed
         # No sooner is it out of the journal.
-        self.begin(len(raw))
-        self.done = self._begun
-        return number
+        self.pass_over(len(raw))
 
-    def settle(self, number: int, written: int) -> None:
-        """Its reply is about to be written; `written` is the client's count with it."""
+    def _new_entry(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if self._owed == OWED_MOST:
+            self.lose_track()
+            return -1
+        self._owed += 1
+        return self._owed - 1
+
+    def pass_over(self, size: int) -> None:
+        """So much more of the input is dealt with."""
+        self.begin(size)
+        self.done = self._begun
+
+    def settle(self, opaque: int, written: int) -> None:
+        """A reply is about to be written; `written` is the client's count with it."""
+        number = self._entries.pop(opaque, -1)
         if number >= 0:
             at = self._at + (OWED_AT + number * OWED_SIZE) // 8
             self.words[at + 1] = written + 1
@@ -251,20 +245,30 @@ class Notes(_Inlet):
 
     # The other end
 
-    def far(self, sock: socket.socket) -> FarNotes:
-        """Note a connection to the dialled address; what its stream is to note from now on."""
-        self.show(far=sock.fileno())
-        return FarNotes(self, self._board, sock.fileno())
-
-    def far_settled(self, read: int) -> None:
+    def far_is_idle(self, far: Stream | None) -> None:
         """All that was read of the dialled server so far has been dealt with."""
-        self.words[self._at + FAR_READ] = read
+        if far is None or far.is_closed:
+            return
+        descriptor = self._watch(far)
+        self.words[self._at + FAR_READ] = far.bytes_in
+        if self._entry.far != descriptor:
+            self.show(far=descriptor)
 
-    def join(self, client: Counts, far: Counts, to_far: int, to_client: int) -> None:
+    def _watch(self, far: Stream) -> int:
+        """A connection to the dialled address is this session's: it notes here, too."""
+        descriptor = far.sock.fileno()
+        if far.notes is None:
+            now = totals(far.sock, dialled=True)
+            far.count_from(now.read, now.written)
+            far.notes = FarNotes(self, self._board, descriptor)
+        return descriptor
+
+    def join(self, client: Stream, far: Stream, to_far: int, to_client: int) -> None:
         """From now on bytes pass both ways; so many were read of each and not passed on."""
-        self.words[self._at + TO_FAR] = (far.written - client.read + to_far) & M64
-        self.words[self._at + TO_CLIENT] = (client.written - far.read + to_client) & M64
-        self.show(kind=Kind.RAW)
+        descriptor = self._watch(far)
+        self.words[self._at + TO_FAR] = (far.bytes_out - client.bytes_in + to_far) & M64
+        self.words[self._at + TO_CLIENT] = (client.bytes_out - far.bytes_in + to_client) & M64
+        self.show(kind=Kind.RAW, far=descriptor)
         self._journals = False
 
     def far_ended(self, descriptor: int) -> None:
@@ -287,68 +291,3 @@ class Notes(_Inlet):
             self._spill = None
         self._out.close()
         self.far_out.close()
-
-
-class _Kept:
-    """What the kernel did not take of what was written one way."""
-
-    __slots__ = ("_end_at", "_name", "_notes", "_spill", "_start_at")
-
-    def __init__(self, notes: Notes, name: str, start_at: int, end_at: int) -> None:
-        self._notes = notes
-        self._name = name
-        self._start_at = start_at
-        self._end_at = end_at
-        self._spill: Spill | None = None
-
-    def keep(self, data: bytes | memoryview, written: int, waiting: int) -> None:
-        spill, words = self._spill, self._notes.words
-        if spill is None or spill.end != written - len(data):
-            self._use(Spill(written - len(data), data))
-            return
-        spill.append(data)
-        words[self._end_at] = spill.end
-        if (smaller := spill.rest(written - waiting)) is not None:
-            self._use(smaller)
-
-    def _use(self, spill: Spill) -> None:
-        self.drop()
-        self._spill, words = spill, self._notes.words
-        words[self._start_at], words[self._end_at] = spill.start, spill.end
-        self._notes.show(**{self._name: spill.descriptor})
-
-    def drop(self) -> None:
-        if self._spill is not None:
-            self._notes.show(**{self._name: -1})
-            self.close()
-
-    def close(self) -> None:
-        if self._spill is not None:
-            self._spill.close()
-            self._spill = None
-
-
-class FarNotes(_Inlet):
-    """Of the connection to the dialled address, on the board of its client's `Notes`."""
-
-    __slots__ = ("_near", "descriptor")
-
-    def __init__(self, near: Notes, board: Board, descriptor: int) -> None:
-        super().__init__(board, descriptor)
-        self.descriptor = descriptor
-        self._near = near
-
-    def receive(self, sock: socket.socket, before: int) -> bytes:
-        return self._receive(sock, before)
-
-    def writing(self, written: int) -> None:
-        """Nothing is noted: what was read of the one side and written to the other says it."""
-
-    def keep(self, data: bytes | memoryview, written: int, waiting: int) -> None:
-        self._near.far_out.keep(data, written, waiting)
-
-    def flushed(self) -> None:
-        self._near.far_out.drop()
-
-    def closed(self) -> None:
-        self._near.far_ended(self.descriptor)

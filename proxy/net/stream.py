@@ -140,6 +140,10 @@ class Stream:
         """Whether the kernel has not yet taken all that was written."""
         return bool(self._out)
 
+    def count_from(self, read: int, written: int) -> None:
+        """Count from the beginning of the connection: so much had been read and sent by now."""
+        self.bytes_in, self.bytes_out = read, written + self._buffered
+
     def hand_out(self) -> bytes:
         """What the kernel has not yet taken; nothing more is sent until `unhold`."""
         if self._writing:
@@ -188,11 +192,11 @@ class Stream:
         self.on_close = lambda _error: None
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        self._forget()
+        self.forget()
         self.sock.close()
 
-    def _forget(self) -> None:
-        """Nobody is to go on with this connection after us."""
+    def forget(self) -> None:
+        """Note nothing any more: nobody is to go on with this connection after us."""
         if self.notes is not None:
             self.notes.closed()
             self.notes = None
@@ -374,7 +378,7 @@ class Stream:
         self.pause_reading()
         self._flush_close = True
         if not self._out:
-            self._forget()
+            self.forget()
             self._loop.call_soon(self._finish, self._send_error)
         else:
             self._watch_flush(left=-1)
@@ -390,7 +394,7 @@ class Stream:
     def abort(self) -> None:
         """Close with RST and drop what is not sent."""
         if not self._closed:
-            self._forget()
+            self.forget()
             set_reset_on_close(self.sock)
             self._flush_close = True
             self._drop_unsent()
@@ -412,6 +416,6 @@ class Stream:
         self._closed = True
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        self._forget()
+        self.forget()
         self.sock.close()
         self.on_close(error)
