@@ -31,7 +31,7 @@ _MOST_REQUEST = 4096
 # proxy/net/board.py says what these are; tests/unit/test_board.py that they are the same.
 MAGIC = int.from_bytes(b"MOABOARD", "little")
 LAYOUT = 1
-NAMES_AT, NAME_SIZE, NAMES = 512, 24, 64
+NAMES_AT, NAME_SIZE, NAMES = 512, 64, 48
 DIRECTORY_AT, ENTRY_SIZE = 4096, 16
 _HEAD = struct.Struct("=5Q")
 _PAGE = 64 * 1024

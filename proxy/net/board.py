@@ -6,7 +6,7 @@ connection was (`proxy/net/adoption.py`). Nothing is written in an order that ma
 two words: a note that must be whole is one aligned word of 8 bytes, in the machine's order.
 
     0        words: magic, layout, ended, inlet's key, descriptors that fit
-    512      names: 16 bytes of text and the word descriptor + 1, sixty-four times
+    512      names: 56 bytes of text and the word descriptor + 1, forty-eight times
     4096     directory: two words for each descriptor, see `Entry`
     inlet    64 KiB: where every read of a connection's socket lands first
     slots    64 KiB for each descriptor, of which what was never used takes no memory
@@ -28,7 +28,7 @@ MAGIC = int.from_bytes(b"MOABOARD", "little")
 LAYOUT = 1
 
 W_MAGIC, W_LAYOUT, W_ENDED, W_INLET, W_SLOTS = range(5)
-NAMES_AT, NAME_SIZE, NAMES = 512, 24, 64
+NAMES_AT, NAME_SIZE, NAMES = 512, 64, 48
 DIRECTORY_AT, ENTRY_SIZE = 4096, 16
 INLET_SIZE = 64 * 1024
 SLOT_SIZE = 64 * 1024
@@ -142,7 +142,7 @@ class Board:
         """Write down that this descriptor is more than a connection; -1: it no longer is."""
         encoded = name.encode().ljust(NAME_SIZE - 8, b"\0")
         if len(encoded) != NAME_SIZE - 8:
-            raise ValueError(f"a name on the board has at most 16 bytes, got {name!r}")
+            raise ValueError(f"a name on the board has at most 56 bytes, got {name!r}")
         free = -1
         for at in range(NAMES_AT, NAMES_AT + NAMES * NAME_SIZE, NAME_SIZE):
             held, number = self.map[at : at + NAME_SIZE - 8], self.words[(at + NAME_SIZE - 8) // 8]
