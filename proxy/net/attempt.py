@@ -141,7 +141,8 @@ class Attempt:
         if speech.wire is Wire.MESH:
             exchange.forwarder.metrics.mesh_calls += 1
             body = request.body if body is None else body
-            return MeshCall(request, speech.codec, body, exchange.deadline_s, self._number - 1)
+            number, deadline_s = self._number - 1, exchange.deadline_s
+            return MeshCall(request, speech.codec, body, deadline_s, number, exchange.caller)
         return request.raw if body is None else request_of(body, speech)
 
     def _on_request_translated(self, done: heavy.Done) -> None:
@@ -216,6 +217,7 @@ class Attempt:
             exchange.counts.transport_failures += 1
             return True
         exchange.service.succeeded(node, exchange.request.route.method, self._begun_s, now_s)
+        exchange.forwarder.metrics.latency_s += now_s - self._begun_s
         return False
 
     def _on_loss(self, why: str) -> None:

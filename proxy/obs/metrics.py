@@ -64,6 +64,8 @@ class Metrics:
     mesh_hello_failures: int = 0
     mesh_losses: int = 0
     mesh_served: int = 0
+    latency_s: float = 0.0
+    """Sum over the attempts that an instance answered well; of this process alone."""
     services: dict[str, ServiceCounts] = field(default_factory=dict)
 
     def service(self, uri: str) -> ServiceCounts:

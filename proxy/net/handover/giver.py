@@ -109,6 +109,7 @@ class Giver:
         self._moved = 0
         self._total = 0
         self._left: set[int] = set()
+        self._needs_table = False
         self._has_stepped_back = False
         self._gave_upstreams = False
         self._has_ended = False
@@ -120,8 +121,9 @@ class Giver:
 
     # From the beginning to the end
 
-    def start(self, free_descriptors: int) -> None:
+    def start(self, free_descriptors: int, *, needs_table: bool) -> None:
         """The taker has started, and can open so many descriptors."""
+        self._needs_table = needs_table
         needed = 2 * len(self._side.sessions) + _SPARE_DESCRIPTORS
         if free_descriptors < needed:
             self._refuse(
@@ -142,7 +144,9 @@ class Giver:
             self._fail(f"the other agent cannot take the listeners: {why}")
             return
         self._channel.send(pb.Commit(batch=0), on_sent=self._step_back)
-        self._channel.send(pb.State(parts=self._side.state(is_last=False)))
+        self._channel.send(
+            pb.State(parts=self._side.state(is_last=False, with_table=self._needs_table))
+        )
         sessions = self._side.sessions
         self._total = len(sessions)
         order = sorted(sessions, key=lambda number: not sessions[number].is_settled)
@@ -198,7 +202,7 @@ class Giver:
             if self._batches:
                 return
         left = len(self._left & self._side.sessions.keys())
-        self._channel.send(pb.State(parts=self._side.state(is_last=True)))
+        self._channel.send(pb.State(parts=self._side.state(is_last=True, with_table=False)))
         self._channel.send(pb.Done(moved=self._moved, left=left))
         self._on_progress(Progress(self._moved, self._total, 0, left))
         self._finish(None)
@@ -380,6 +384,10 @@ class Giver:
             self.on_lost(why)
         else:
             self._fail(why)
+
+    def abandon(self, why: str) -> None:
+        """Stop giving, and go on with everything that was not committed."""
+        self._fail(why)
 
     def _fail(self, why: str) -> None:
         """Go on with everything that was not committed."""

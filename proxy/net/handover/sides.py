@@ -46,8 +46,11 @@ class GivingSide(Protocol):
     def step_forward(self) -> None:
         """Serve again, with all that is still here."""
 
-    def state(self, *, is_last: bool) -> dict[str, bytes]:
-        """What is known (not the last time), and what was counted since this was called."""
+    def state(self, *, is_last: bool, with_table: bool) -> dict[str, bytes]:
+        """What is known (not the last time), and what was counted since this was called.
+
+        `with_table`: and what the registry says, which takes its time.
+        """
 
     def idle_upstreams(self, *, is_last: bool) -> list[IdleUpstream]:
         """Connections to instances that may go along: half of them, and the last time all."""
@@ -59,6 +62,10 @@ class TakingSide(Protocol):
     @property
     def sessions(self) -> Mapping[int, Served]:
         """Every connection, by its number."""
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether it knows nothing of the registry yet."""
 
     def take_shared(self, shared: Mapping[str, int], next_number: int) -> None:
         """Make ready to serve with these descriptors, which are ours from now on.

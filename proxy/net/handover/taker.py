@@ -68,7 +68,9 @@ class Taker:
         """Say that we are ready; we can open so many descriptors more."""
         self._channel.on_frame = self._on_frame
         self._channel.on_lost = self._on_channel_lost
-        self._channel.send(pb.Ready(descriptors=free_descriptors))
+        self._channel.send(
+            pb.Ready(descriptors=free_descriptors, needs_table=self._side.needs_table)
+        )
 
     @property
     def is_serving(self) -> bool:

@@ -141,10 +141,12 @@ class Prepare(_message.Message):
     def __init__(self, batch: _Optional[int] = ..., connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., upstreams: _Optional[_Iterable[_Union[Upstream, _Mapping]]] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ["descriptors"]
+    __slots__ = ["descriptors", "needs_table"]
     DESCRIPTORS_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_TABLE_FIELD_NUMBER: _ClassVar[int]
     descriptors: int
-    def __init__(self, descriptors: _Optional[int] = ...) -> None: ...
+    needs_table: bool
+    def __init__(self, descriptors: _Optional[int] = ..., needs_table: bool = ...) -> None: ...
 
 class Refuse(_message.Message):
     __slots__ = ["why"]
