@@ -47,8 +47,14 @@ class Estate:
         return [name for name, number in self._names.items() if number in self.descriptors]
 
     def done(self, timeout_s: float = TIMEOUT_S) -> None:
-        """Tell the keeper that it can go, wait until it has, and close what nobody took."""
+        """Tell the keeper that it can go, wait until it has, and close what nobody took.
+
+        With a `timeout_s` of 0 nobody waits, and nothing blocks.
+        """
         try:
+            if not timeout_s:
+                self._asker.send(_word("taken"))
+                return
             keeper = int(_ask(self._asker, "taken")["keeper"])
             _wait_for_end(keeper, timeout_s)
         except (EstateError, OSError, KeyError, ValueError):
@@ -134,7 +140,7 @@ def _ask(asker: socket.socket, what: str) -> dict[str, Any]:
 
 
 def _ask_for(asker: socket.socket, what: str) -> tuple[dict[str, Any], list[int]]:
-    asker.send(json.dumps({"do": what}).encode())
+    asker.send(_word(what))
     data, descriptors, flags, _ = socket.recv_fds(
         asker, _MOST_ANSWER, BATCH + 1, socket.MSG_CMSG_CLOEXEC
     )
@@ -151,6 +157,10 @@ def _ask_for(asker: socket.socket, what: str) -> tuple[dict[str, Any], list[int]
             os.close(descriptor)
         raise
     return answer, list(descriptors)
+
+
+def _word(what: str) -> bytes:
+    return json.dumps({"do": what}).encode()
 
 
 def _wait_for_end(process: int, timeout_s: float) -> None:

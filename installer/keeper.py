@@ -231,7 +231,8 @@ class _Watch:
         asker.settimeout(UNCLAIMED_S)
         if _hear(asker) != "taken":
             raise _Gone
-        _say(asker, {"say": "released", "keeper": os.getpid()})
+        with suppress(OSError):
+            _say(asker, {"say": "released", "keeper": os.getpid()})
         return True
 
     # The board

@@ -8,6 +8,7 @@ of which a single byte is lost is reset: nobody can go on with it.
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from proxy.net.board import Board
@@ -15,6 +16,8 @@ from proxy.net.moved import Moved
 from proxy.net.slot_reader import IsMoa, Lost, SlotReader
 from proxy.net.sockets import set_reset_on_close
 from proxy.wire.resp import Limits
+
+_SO_COOKIE = 57
 
 
 @dataclass(slots=True)
@@ -28,14 +31,23 @@ class Adopted:
     """Their clients had gone by themselves."""
 
 
+def cookie(sock: socket.socket) -> bytes:
+    """The kernel's own number of a socket, whoever has a descriptor of it."""
+    return sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+
+
 def adopt_board(
-    board: Board, descriptors: dict[int, int], is_moa: IsMoa, limits: Limits
+    board: Board,
+    descriptors: dict[int, int],
+    is_moa: IsMoa,
+    limits: Limits,
+    ours: Collection[bytes] = (),
 ) -> Adopted:
     """Every connection of the board; `descriptors` are ours by the numbers that they had.
 
     Those of connections are taken out: they are in `connections`, or closed. `is_moa` says whether
     the dialled server of a connection is known to speak MOA, so that another connection to it
-    will do as well.
+    will do as well. Those whose cookies are in `ours` are served here already.
     """
     found = Adopted()
     for number, entry in board.entries():
@@ -44,6 +56,11 @@ def adopt_board(
             continue
         client = _socket(descriptors.pop(number))
         far = _socket(descriptors.pop(entry.far)) if entry.far in descriptors else None
+        if ours and cookie(client) in ours:
+            client.close()
+            if far is not None:
+                far.close()
+            continue
         try:
             reader = SlotReader(board, number, entry, descriptors, client, far)
             moved = None if reader.client.is_over else reader.adopt(is_moa, limits)
