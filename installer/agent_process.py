@@ -34,6 +34,7 @@ from installer.handover import Entrance, Handover
 from installer.keeping import Keeping
 from installer.kernel_gate import KernelGate
 from installer.link import AgentLink, Word
+from installer.peer_settings import peer_settings
 from installer.peering import follower, open_directory
 from installer.switches import SwitchBoard, follow_switches
 from interceptor.errors import InterceptorError
@@ -144,7 +145,7 @@ class AgentProcess:
         )
         gate.is_off, gate.hidden = lambda: board.is_off, lambda: registry.hidden
         self._facts = AgentFacts(config, self._config_path, gate.generation, time.time())
-        self._agents = open_directory(config)
+        self._agents = open_directory(peer_settings(config))
         self._keeping = keeping = Keeping.begin(config.agent.runtime_dir)
         self._app = ProxyApp(
             self._settings,
@@ -165,7 +166,7 @@ class AgentProcess:
         config, gate, app = self._config, self._gate, self._app
         background = [group.create_task(self._registry.run())]
         if config.peer.listen:
-            follow = follower(config, self._agents, announce=False)
+            follow = follower(peer_settings(config), self._agents, announce=False)
             background.append(group.create_task(follow()))
         await first_table(self._registry)
         self._board.start()
