@@ -26,6 +26,7 @@ from installer.switches import SwitchBoard
 from proxy.app import ProxyApp
 from proxy.core.model import PeerAgent
 from proxy.net.mesh_pool import MeshPool
+from proxy.net.mesh_session import MeshSession
 from proxy.net.served import Served
 from proxy.obs.metrics import exposition
 from proxy.wire.moa import Route
@@ -227,6 +228,12 @@ def _peer(pool: MeshPool) -> dict[str, Any]:
     }
 
 
+def _origin(session: Served) -> dict[str, str] | None:
+    """Where the latest request of another agent comes from, as that agent says."""
+    origin = session.origin if isinstance(session, MeshSession) else None
+    return {"app": origin.app, "zone": origin.zone} if origin else None
+
+
 def _conn(number: int, session: Served, now_s: float) -> dict[str, Any]:
     peer, upstream = session.peer, session.upstream
     return {
@@ -235,6 +242,7 @@ def _conn(number: int, session: Served, now_s: float) -> dict[str, Any]:
         "client": str(peer.client),
         "original": str(peer.original) if peer.original else None,
         "caller": _caller(peer.caller) if peer.caller else None,
+        "origin": _origin(session),
         "mode": session.mode.value,
         "protocol": session.protocol.value,
         "service": session.service or None,

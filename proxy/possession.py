@@ -187,6 +187,8 @@ class Possession:
         except OSError as error:
             raise ValueError(f"connection {moved.number} has ended: {error.strerror}") from None
         self._app.front.adopt(moved, peer)
+        if moved.caller is not None:
+            self._app.door.know(moved.number)
 
     def begin(self, number: int) -> None:
         self._app.front.begin(number)

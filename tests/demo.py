@@ -29,7 +29,7 @@ from tests.support.agents import (
     wait_for_instances,
 )
 from tests.support.lab import Lab, LabError, LabNode, Running, wait_until
-from tests.support.traces import look
+from tests.support.traces import assert_same, look
 
 SERVICE = "/service/demo"
 PORT = 5000
@@ -273,7 +273,7 @@ def main() -> None:
             demo.show(what, lambda act=act: act(demo))  # type: ignore[misc]
 
         def nothing_left() -> str:
-            wait_until(lambda: not any(look(lab).left_since(before).values()), 5, "nothing left")
+            assert_same(lab, before)
             return "bpffs, cgroup hooks, programs, maps, links: as before"
 
         demo.show("the node before and after, compared", nothing_left)

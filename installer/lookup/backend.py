@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from proxy.core.message import RESP_JSON, Codec, Failure, MoaReply, MoaRequest, Outcome
-from proxy.core.model import ServiceTable
+from proxy.core.model import PeerAgent, ServiceTable
 from proxy.net.exchange import OutcomeCallback
 from proxy.net.forward import ForwardSettings
 from proxy.net.worker import Worker
@@ -57,7 +57,7 @@ class LookupBackend:
         self._changes = 0
 
     def prepare(
-        self, request: MoaRequest, on_outcome: OutcomeCallback, _zone: str | None = None
+        self, request: MoaRequest, on_outcome: OutcomeCallback, _caller: PeerAgent | None = None
     ) -> LocalCall:
         """See `Backend.prepare`."""
         return LocalCall(self, request, on_outcome)

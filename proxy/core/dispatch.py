@@ -2,6 +2,7 @@
 
 - A MOA request of a service that the registry knows is routed.
 - Anything else belongs to the address that the client dialled, if there is one that answers.
+- A request without a single byte names no service: where MOA is spoken, it is refused here.
 - What a Redis client says while it connects is answered here when the dialled address is a
   MOA instance, or cannot be reached.
 - Once a connection has turned out not to be MOA, it is spliced and no longer looked at.
@@ -15,7 +16,15 @@ from functools import partial
 
 from proxy.core.message import MoaRequest, request_of_command
 from proxy.core.model import ServiceTable
-from proxy.wire.moa import BadRequest, Ec, NotMoa, Route, error_body, unsent_body
+from proxy.wire.moa import (
+    EMPTY_REQUEST,
+    BadRequest,
+    Ec,
+    NotMoa,
+    Route,
+    error_body,
+    unsent_body,
+)
 from proxy.wire.moa_scan import scan_route
 from proxy.wire.redis_server import SessionState, answer, is_connection_command
 from proxy.wire.resp import Command, bulk
@@ -96,6 +105,8 @@ def judge_outbound(
     if isinstance(route, BadRequest):
         reply = bulk(error_body(route.ec, route.em))
         return Answer(reply) if is_moa else ToOriginal(lambda: reply)
+    if is_moa and command.name == b"GET" and command.args[1:] == (b"",):
+        return Answer(bulk(error_body(Ec.NO_URI_FOUND, EMPTY_REQUEST)))
     if not is_moa and _silences_replies(command):
         return Splice()
     local = answer(command, state)

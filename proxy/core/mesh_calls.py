@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from proxy.core.message import CODECS, Codec, Failure, MoaReply, MoaRequest, Outcome, Speech, Wire
+from proxy.core.model import PeerAgent
 from proxy.core.translate import CannotTranslate, reply_body
 from proxy.wire import hessian
 from proxy.wire.mesh import (
@@ -39,23 +40,32 @@ class MeshCall(NamedTuple):
     deadline_s: float
     attempt: int
     """0 is the first try of this agent."""
+    caller: PeerAgent | None = None
+    """The node that the caller is on; None for this one."""
 
 
 class Origin(NamedTuple):
-    """Where the requests of this node come from."""
+    """Where requests come from."""
 
     app: str
     zone: str
 
 
 def header_of(call: MeshCall, now_s: float, bits: RandomBits, origin: Origin) -> RequestHeader:
-    """What leaves with a call at `now_s`; what came over the mesh keeps all that it brought."""
+    """What leaves with a call at `now_s`; what came over the mesh keeps all that it brought.
+
+    `origin` is this node's: a caller of another node, whose agent does not serve, has its own.
+    """
     request, codec = call.request, _NUMBERS[call.codec]
+    if call.caller is not None:
+        origin = Origin(call.caller.app, call.caller.zone)
     left_ms = remaining_ms(call.deadline_s, now_s)
     came = request.header
     if came is not None:
         attempt = came.attempt + call.attempt
-        return next_hop(came, codec=codec, deadline_ms=left_ms, attempt=attempt, bits=bits)
+        return next_hop(
+            came, codec=codec, deadline_ms=left_ms, attempt=attempt, bits=bits, source=origin
+        )
     route, props = request.route, request.route.props
     parent, state = (
         child_trace(props.get("traceparent", ""), props.get("tracestate", ""), bits)

@@ -14,7 +14,7 @@ from proxy.core.message import Codec, Failure, MoaRequest, speech_of_packet
 from proxy.core.model import ServiceTable
 from proxy.core.translate import packet_failure
 from proxy.wire import hessian
-from proxy.wire.moa import UNSENT, BadRequest, Ec, NotMoa, Route
+from proxy.wire.moa import EMPTY_REQUEST, UNSENT, BadRequest, Ec, NotMoa, Route
 from proxy.wire.moa_scan import scan_route
 from proxy.wire.redis_server import Counters, info_json
 from proxy.wire.turbo import (
@@ -86,6 +86,8 @@ def judge_packet_outbound(
     if isinstance(request, BadRequest):
         reply = packet_failure(Failure(request.ec, request.em), packet)
         return Answer(reply) if is_moa else ToOriginal(lambda: reply)
+    if packet.cmd is Cmd.REQ and is_moa and not packet.body_view:
+        return Answer(packet_failure(Failure(Ec.NO_URI_FOUND, EMPTY_REQUEST), packet))
     if packet.cmd is Cmd.REQ:
         return _not_moa(packet, dialled, is_first=is_first and not is_moa)
     if packet.cmd is Cmd.PING:

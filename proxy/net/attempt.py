@@ -141,7 +141,8 @@ class Attempt:
         if speech.wire is Wire.MESH:
             exchange.forwarder.metrics.mesh_calls += 1
             body = request.body if body is None else body
-            return MeshCall(request, speech.codec, body, exchange.deadline_s, self._number - 1)
+            number, deadline_s = self._number - 1, exchange.deadline_s
+            return MeshCall(request, speech.codec, body, deadline_s, number, exchange.caller)
         return request.raw if body is None else request_of(body, speech)
 
     def _on_request_translated(self, done: heavy.Done) -> None:

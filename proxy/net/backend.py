@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.core.message import MoaRequest
-from proxy.core.model import Instance, ServiceTable
+from proxy.core.model import Instance, PeerAgent, ServiceTable
 from proxy.net.exchange import OutcomeCallback
 from proxy.net.worker import Worker
 from proxy.obs.metrics import Metrics
@@ -50,9 +50,9 @@ class Backend(Protocol):
     def settings(self) -> ForwardSettings: ...
 
     def prepare(
-        self, request: MoaRequest, on_outcome: OutcomeCallback, zone: str | None = None
+        self, request: MoaRequest, on_outcome: OutcomeCallback, caller: PeerAgent | None = None
     ) -> Call:
         """A call to be started; `on_outcome` gets what came of it, unless it is cancelled.
 
-        `zone` is that of a caller from another node, None for one of this node's.
+        `caller` is the node that a caller from another node is on, None for this one.
         """

@@ -15,7 +15,7 @@ from proxy.core import failures, heavy
 from proxy.core.balancer import NOBODY, Node, Place
 from proxy.core.deadline import timeout_of
 from proxy.core.message import Failure, MoaReply, MoaRequest, Outcome
-from proxy.core.model import Address, Instance
+from proxy.core.model import Address, Instance, PeerAgent
 from proxy.core.retry import may_go_elsewhere
 from proxy.core.routing import Candidates
 from proxy.core.service import Service
@@ -51,6 +51,7 @@ class Exchange:
         "_tried",
         "_wheel",
         "_zone",
+        "caller",
         "counts",
         "deadline_s",
         "forwarder",
@@ -64,19 +65,20 @@ class Exchange:
         forwarder: Forwarder,
         request: MoaRequest,
         on_outcome: OutcomeCallback,
-        zone: str | None,
+        caller: PeerAgent | None,
     ) -> None:
         uri = request.route.uri
         self.forwarder = forwarder
         self.request = request
+        self.caller = caller
         self.counts: ServiceCounts = forwarder.metrics.service(uri)
         self.service: Service = forwarder.service(uri)
         self.deadline_s = 0.0
         """Set when the first instance is chosen, whose own timeout may count."""
         self.translated: Translated | None = None
         self._on_outcome = on_outcome
-        self._zone = zone
-        self._candidates: Candidates = forwarder.candidates(request.route, zone)
+        self._zone = None if caller is None else caller.zone
+        self._candidates: Candidates = forwarder.candidates(request.route, self._zone)
         self._tried: frozenset[Address] = NOBODY
         self._attempt: Attempt | None = None
         self._attempts = 0
@@ -117,11 +119,9 @@ class Exchange:
 
     def _try(self, place: Place, now_s: float) -> None:
         if self._wheel is None:
-            forwarder, policy = self.forwarder, self.service.policy
+            forwarder, own_ms = self.forwarder, self.service.policy.timeout_ms
             default_s = forwarder.settings.timeout_s
-            timeout_s = timeout_of(
-                self.request, place.instance, policy.timeout_ms, default_s, now_s
-            )
+            timeout_s = timeout_of(self.request, place.instance, own_ms, default_s, now_s)
             self.service.used_s = now_s
             self.deadline_s = now_s + timeout_s
             self._wheel = forwarder.deadlines.of(timeout_s)

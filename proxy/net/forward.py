@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.core.message import MoaRequest
-from proxy.core.model import Address, ServiceTable
+from proxy.core.model import Address, PeerAgent, ServiceTable
 from proxy.core.policy import DEFAULT_POLICIES, Policies
 from proxy.core.routing import Candidates, Router
 from proxy.core.service import Service, Services
@@ -69,13 +69,14 @@ class Forwarder:
         return self._router.candidates(self.table, route, zone)
 
     def prepare(
-        self, request: MoaRequest, on_outcome: OutcomeCallback, zone: str | None = None
+        self, request: MoaRequest, on_outcome: OutcomeCallback, caller: PeerAgent | None = None
     ) -> Exchange:
         """An exchange to be started; `on_outcome` gets the reply, unless it is cancelled.
 
-        `zone` is that of a caller from another node, None for one of this node's.
+        `caller` is the node that a caller from another node is on, None for this one: it is
+        routed in that one's zone, and known to the instance's agent as of its application.
         """
-        return Exchange(self, request, on_outcome, zone)
+        return Exchange(self, request, on_outcome, caller)
 
     def load(self, address: Address) -> int:
         return self.pools.load(address)

@@ -167,7 +167,7 @@ class Front:
     ) -> MeshSession:
         is_outbound = taken.peer.direction is Direction.OUTBOUND
         forwarder, dialled = self._forwarder, taken.peer.original
-        prepare: Prepare = partial(forwarder.prepare, zone=taken.peer.zone)
+        prepare: Prepare = partial(forwarder.prepare, caller=taken.peer.caller)
         load: Callable[[], int | None] = _unknown
         if not is_outbound:
             assert self._local is not None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from proxy.core.mesh_calls import mesh_reply, request_of
+from proxy.core.mesh_calls import Origin, mesh_reply, request_of
 from proxy.core.message import CODECS, Codec, Failure, MoaRequest, Outcome
 from proxy.core.model import Address
 from proxy.net.mesh_link import MeshLink
@@ -71,6 +71,8 @@ class MeshSession:
         self.mode = Mode.MOA
         self.protocol = Spoken.MESH
         self.service = ""
+        self.origin: Origin | None = None
+        """Where the latest request comes from: one connection brings those of many callers."""
         self.requests = 0
         self.started_s = now_s
         self.client = taken.client
@@ -124,6 +126,7 @@ class MeshSession:
         self.requests += 1
         self._metrics.mesh_served += 1
         self.service = event.header.service
+        self.origin = Origin(event.header.source_app, event.header.source_zone)
         number, codec = event.request_id, CODECS.get(event.header.codec, Codec.JSON)
         if event.deadline_s is not None and event.deadline_s <= self._loop.time():
             em = f"{self.service}: the deadline had passed when the request arrived"

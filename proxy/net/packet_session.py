@@ -266,7 +266,7 @@ class PacketSession:
             self.client.write(packet_reply(outcome, packet, limit))
             self._pump()
 
-        exchange = self._forwarder.prepare(verdict.request, on_outcome, self.peer.zone)
+        exchange = self._forwarder.prepare(verdict.request, on_outcome, self.peer.caller)
         self._calls[exchange] = size
         self._called_bytes += size
         exchange.start()

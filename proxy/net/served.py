@@ -60,11 +60,6 @@ class Peer:
     caller: PeerAgent | None = None
     """The node that the client is on; None for this one."""
 
-    @property
-    def zone(self) -> str | None:
-        """Of a client on another node; None for one of this node's."""
-        return self.caller.zone if self.caller else None
-
 
 class Served(Protocol):
     """One client's connection."""

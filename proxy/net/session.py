@@ -361,7 +361,7 @@ class Session:
             exchange = self._forwarder.prepare(
                 verdict.request,
                 lambda outcome: self._fulfil(slot, resp_reply(outcome, self._max_body)),
-                self.peer.zone,
+                self.peer.caller,
             )
             slot.exchange = exchange
             exchange.start()

@@ -65,6 +65,9 @@ def is_transport_failure(ec: int) -> bool:
     return ec in _TRANSPORT_FAILURES
 
 
+EMPTY_REQUEST = "the request is empty: expected a body with a service (action) and a method (m)"
+
+
 class NotMoa(Exception):
     """The body is no JSON object: the traffic is not MOA, pass it on as it is."""
 

@@ -177,16 +177,29 @@ def test_on_with_one_command_and_off_with_one(machine: Machine, config: str) -> 
     assert moactl(machine, "uninstall", "--yes")["removed"] == []
 
 
-@pytest.mark.parametrize("reached", ["var/lib/moa/install/manifest.json", "run/moa/agent.sock"])
+# From its first change to its last: the manifest, a copy that is being made, files, the agent that
+# puts its programs into the kernel, and the agent that serves.
+REACHED = {
+    "manifest": "/var/lib/moa/install/manifest.json",
+    "copy": "/opt/moa/versions/.new-*",
+    "configuration": "/etc/moa/agent.toml",
+    "log": "/var/log/moa/moa-agent.log",
+    "pins": "{pins}/v*",
+    "agent": "/run/moa/agent.sock",
+}
+
+
+@pytest.mark.parametrize("reached", REACHED)
 def test_install_killed_in_the_middle_then_uninstalled(
     machine: Machine, config: str, reached: str
 ) -> None:
     machine.call(MOACTL, "version")
     before, traces = machine.picture(), look(machine.node.lab)
     started = machine.start("install", MOACTL, "install", "-c", config, "--yes")
-    wait_until(machine.path(reached).exists, 30, f"{reached} is there")
+    pattern = REACHED[reached].format(pins=machine.node.root)
+    wait_until(lambda: machine.exists(pattern), 30, f"{pattern} is there")
     started.kill()
-    if reached.startswith("run"):
+    if reached == "agent":
         assert moactl(machine, "install", "-c", config, "--yes")["notes"] == []
         assert moactl(machine, "status", command=INSTALLED)["node"]["serves"]
     moactl(machine, "uninstall", "--yes")

@@ -8,7 +8,9 @@ without one they do not understand each other, as without us.
 
 The table at the end of a run says of each cell what was seen: `=` the same bytes arrived,
 `~` a translated body, `-` does not apply: without an agent at the caller nobody translates,
-and how long to wait is the caller's own business.
+and how long to wait is the caller's own business. `empty` is a request without a single byte of
+body: it names no service, so the caller's agent refuses it with 401, as a service does that
+gets it where the caller has no agent.
 """
 
 from __future__ import annotations
@@ -24,11 +26,15 @@ import pytest
 
 from interceptor.cgroup import Cgroup
 from proxy.net.sockets import set_reset_on_close
+from proxy.wire.mesh import BodyCodec, RequestHeader, joined
+from proxy.wire.moa import EMPTY_REQUEST
 from tests.e2e.clients.raw import Connection
 from tests.e2e.conftest import Measured
+from tests.samples import hessian_lite
 from tests.samples.turbo_client import TurboClient
 from tests.support.agents import Agent, start_agent, start_service, static_registry
 from tests.support.lab import Lab, LabNode, wait_until
+from tests.support.mesh_peer import MeshPeer
 
 pytestmark = pytest.mark.e2e
 
@@ -44,6 +50,13 @@ MEMBERS = {
     "turbo-hessian": "proto=turbo&codec=hessian2",
     "turbo9": "proto=turbo9",
 }
+UNREADABLE = {
+    "resp": (401, "not a MOA request"),
+    "turbo-json": (401, "not a MOA request"),
+    "turbo-hessian": (302, "no Hessian 2"),
+    "turbo9": (401, "not a MOA request"),
+}
+"""What a service answers to a body that is no request in its codec."""
 PLACES = {
     "both meshed": (True, True),
     "caller only": (True, False),
@@ -67,7 +80,7 @@ COLUMNS = (
     "timeout",
     "cancel",
     "large",
-    "no_args",
+    "empty",
     "concurrent",
 )
 ARGUMENTS: list[Any] = [TEXT, [1, -(2**40), 2.5, True, None, {"größe": []}]]
@@ -269,6 +282,7 @@ def scenario(
     return seen | {
         "success": caller.call(uri, "echo", *ARGUMENTS),
         "no args": caller.call(uri, "echo"),
+        "empty": caller.decode(caller.exchange(b"")[0]),
         "business error": caller.call(uri, "fail", TEXT),
         "no method": caller.call(uri, "none")["ec"],
         "sent": hashlib.sha256(digest).hexdigest(),
@@ -343,6 +357,13 @@ def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place:
     after = mesh.counts()
     assert seen["success"] == {"ec": 200, "em": "", "result": ARGUMENTS}
     assert seen["no args"] == {"ec": 200, "em": "", "result": []}
+    assert seen["empty"]["result"] is None
+    if is_meshed:
+        assert (seen["empty"]["ec"], seen["empty"]["em"]) == (401, EMPTY_REQUEST)
+    else:
+        # The service has got the empty body, and says so in its own words.
+        assert seen["empty"]["ec"] == UNREADABLE[callee][0]
+        assert UNREADABLE[callee][1] in seen["empty"]["em"]
     assert seen["business error"] == {"ec": 503, "em": f"RuntimeError: {TEXT}", "result": None}
     assert seen["no method"] == 502
     assert seen["large back"] == size
@@ -358,7 +379,17 @@ def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place:
     assert (asked >= many + 10) if is_mesh else (asked == 0)
     how = "=" if is_same else "~"
     transport, timeout = seen["transport"] or "-", seen["late"] or "-"
-    cells = (f"200{how}", 503, transport, timeout, cancelled, f"{size // 1024}KiB{how}", 200, many)
+    empty = seen["empty"]["ec"]
+    cells = (
+        f"200{how}",
+        503,
+        transport,
+        timeout,
+        cancelled,
+        f"{size // 1024}KiB{how}",
+        empty,
+        many,
+    )
     measured(row, **dict(zip(COLUMNS, cells, strict=True)), mesh=asked)
 
 
@@ -419,3 +450,35 @@ def test_ping_and_info(mesh: Mesh, place: str) -> None:
     pong, cmd, info = mesh.a.do(ask, cgroup=mesh.caller(is_meshed=is_meshed))
     assert (pong, cmd) == ('{"timestamp":1}', "5")
     assert {"recv", "proc", "error"} <= json.loads(info)["moa"].keys()
+
+
+@pytest.mark.parametrize("codec", [BodyCodec.JSON, BodyCodec.HESSIAN2], ids=["json", "hessian"])
+@pytest.mark.parametrize("way", ["routed", "at the service's agent"])
+@pytest.mark.parametrize("callee", FORMS)
+def test_an_empty_body_over_the_mesh(mesh: Mesh, callee: str, way: str, codec: BodyCodec) -> None:
+    """The header says where it goes, so the service gets it and answers as it sees fit; where
+    its codec is another one, there is nothing to translate. What follows is served."""
+    is_routed = way == "routed"
+    host, port = mesh.b.ip4, port_of(callee, is_steered=True)
+    own = BodyCodec.HESSIAN2 if callee == "turbo-hessian" else BodyCodec.JSON
+    value = {"action": uri_of(callee, is_steered=True), "params": {"m": "echo", "args": [1]}}
+    filled = hessian_lite.write(value) if codec is BodyCodec.HESSIAN2 else json.dumps(value)
+
+    def ask() -> tuple[int, int, Any, int]:
+        peer = MeshPeer.dial(host, port)
+        header = RequestHeader(uri_of(callee, is_steered=True), "echo", codec=codec)
+        peer.ask(header, b"")
+        response = peer.response()
+        body = joined(response.body)
+        is_json = response.header.codec == BodyCodec.JSON
+        reply = json.loads(body) if is_json else hessian_lite.read(body)
+        peer.ask(header, filled if isinstance(filled, bytes) else filled.encode())
+        return response.header.codec, response.header.ec, reply, peer.response().header.ec
+
+    answered_in, told, reply, next_ec = mesh.a.do(ask, cgroup=mesh.caller(is_meshed=is_routed))
+    assert answered_in == codec
+    assert reply["result"] is None
+    assert (reply["ec"], next_ec) == ((UNREADABLE[callee][0] if codec is own else 302), 200)
+    assert told in (0, reply["ec"])
+    words = UNREADABLE[callee][1] if codec is own else "was not sent"
+    assert words in reply["em"]

@@ -46,7 +46,7 @@ def test_ten_times_more_connections_than_source_ports(meshed: Mesh) -> None:
             kept.append(sock)
         return {"open": len(kept), "agent's addresses": len(agents)}
 
-    seen = meshed.node.do(action, timeout_s=60)
+    seen = meshed.node.do(action, timeout_s=110)
     assert seen["open"] == OPEN_AT_ONCE
     assert seen["agent's addresses"] > OPEN_AT_ONCE / 2
 

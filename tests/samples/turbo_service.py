@@ -84,6 +84,15 @@ class TurboService:
         finally:
             writer.close()
 
+    async def _answer_hessian(self, body: bytes) -> bytes:
+        """The reply as JSON; a body that cannot be read costs its sender only this request."""
+        try:
+            plain = json.dumps(hessian_lite.read(body)).encode()
+        except Exception as error:
+            em = f"no Hessian 2: {error!r}"
+            return json.dumps({"ec": 302, "em": em, "result": None}).encode()
+        return await self._service.handle(plain, came_as=body)
+
     async def _answer(self, writer: asyncio.StreamWriter, head: Head, body: bytes) -> None:
         is_hessian = bool(head.extension & EXT_HESSIAN)
         if is_hessian != (self._codec == "hessian2"):
@@ -91,8 +100,7 @@ class TurboService:
                 {"ec": 302, "em": f"expected {self._codec}", "result": None}
             ).encode()
         elif is_hessian:
-            plain = json.dumps(hessian_lite.read(body)).encode()
-            reply = await self._service.handle(plain, came_as=body)
+            reply = await self._answer_hessian(body)
         else:
             reply = await self._service.handle(body)
         if is_hessian:

@@ -7,6 +7,7 @@ A `Machine` is a lab's node with file systems of its own: what is written below 
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -72,6 +73,11 @@ class Machine:
     def path(self, name: str) -> Path:
         """A path of this machine, as it is seen from outside."""
         return Path(f"/proc/{self._holder.pid}/root", name.lstrip("/"))
+
+    def exists(self, pattern: str) -> bool:
+        """Whether there is a path of this machine that is like this one."""
+        parent = self.path(os.path.dirname(pattern))
+        return any(parent.glob(os.path.basename(pattern)))
 
     def picture(self) -> dict[str, Any]:
         """Files, users, sockets, links, sysctls and packet filters, each as a set of texts."""

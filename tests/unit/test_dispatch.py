@@ -144,6 +144,17 @@ def test_what_is_not_moa_is_spliced_to_a_dialled_address(what: Command) -> None:
     assert judge_inbound(what) == Splice()
 
 
+def test_a_request_without_a_byte_is_refused_where_moa_is_spoken() -> None:
+    """It names no service; and the connection goes on to be one whose requests are routed."""
+    empty = command(b"get", b"")
+    for dialled, spoke_moa in ((INSTANCE, False), (NOWHERE, False), (UNKNOWN, True)):
+        verdict = judge(empty, dialled, spoke_moa=spoke_moa)
+        assert isinstance(verdict, Answer)
+        assert ec_of(verdict.reply) == Ec.NO_URI_FOUND
+    assert judge(empty, UNKNOWN) == Splice(), "a key of Redis may be empty"
+    assert judge_inbound(empty) == Splice(), "the service answers it"
+
+
 def test_quit_closes_only_when_it_is_answered_here() -> None:
     here = state()
     judge_outbound(command(b"QUIT"), TABLE, INSTANCE, spoke_moa=False, state=here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -18,7 +19,7 @@ from proxy.core.message import (
     reply_of,
     speech_of,
 )
-from proxy.core.model import Address, Instance
+from proxy.core.model import Address, Instance, PeerAgent
 from proxy.core.translate import in_codec, packet_reply, resp_reply
 from proxy.wire import hessian
 from proxy.wire.mesh import BodyCodec, RequestReceived, ResponseHeader, ResponseReceived
@@ -64,6 +65,32 @@ def test_a_request_says_all_that_a_route_needs_and_keeps_its_body() -> None:
     came = request_of(event)
     assert isinstance(came, MoaRequest)
     assert (came.route, came.body) == (request(k="v").route, BODY)
+
+
+def test_a_request_of_another_nodes_caller_comes_from_that_node() -> None:
+    """Its own agent does not serve; we took it in, and its quota and rights are its own."""
+    call = mesh_call(request(), Codec.JSON, MAX, 10.5, 0)
+    caller = PeerAgent(Address("10.0.0.5", 15008), "app", "other-zone")
+    header = sent(call._replace(caller=caller)).header
+    assert (header.source_app, header.source_zone) == ("app", "other-zone")
+
+
+@pytest.mark.parametrize(
+    ("app", "zone", "leaves"),
+    [("", "", ("app", "zone")), ("other", "", ("other", "")), ("", "z", ("", "z"))],
+)
+def test_a_sender_over_the_mesh_keeps_its_name_or_gets_the_nodes(
+    app: str, zone: str, leaves: tuple[str, str]
+) -> None:
+    header = replace(
+        sent(mesh_call(request(), Codec.JSON, MAX, 10.5, 0)).header,
+        source_app=app,
+        source_zone=zone,
+    )
+    came = request_of(RequestReceived(1, header, (BODY,), 10.0, None))
+    assert isinstance(came, MoaRequest)
+    left = sent(mesh_call(came, Codec.JSON, MAX, 10.5, 0)).header
+    assert (left.source_app, left.source_zone) == leaves
 
 
 def test_a_trace_goes_on_where_the_caller_names_one_and_begins_where_not() -> None:

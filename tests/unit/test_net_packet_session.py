@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from proxy.core.deadline import TIMEOUT_PROP
 from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
 from proxy.net.forward import Forwarder
 from proxy.net.served import Direction, Mode, Peer, Served
@@ -44,8 +45,10 @@ from tests.unit.net_support import (
 URI = "/service/demo"
 
 
-def asked(n: int = 0, action: str = URI) -> bytes:
-    return json.dumps({"action": action, "params": {"m": "echo", "args": [n]}}).encode()
+def asked(n: int = 0, action: str = URI, timeout_ms: int = 0) -> bytes:
+    body = {"action": action, "params": {"m": "echo", "args": [n]}}
+    props = {"props": {TIMEOUT_PROP: str(timeout_ms)}} if timeout_ms else {}
+    return json.dumps(body | props).encode()
 
 
 def ok(n: int) -> bytes:
@@ -180,10 +183,14 @@ async def test_a_compressed_body_is_read_and_forwarded_as_it_came(server: Server
 
 
 async def test_an_expired_request_is_answered_and_the_late_reply_is_not(server: Server) -> None:
-    forwarder = forwarder_of(turbo(server), timeout_s=0.05)
+    forwarder = forwarder_of(turbo(server))
     client = Client(forwarder, server.address)
-    client.send(encode(Cmd.REQ, 5, asked()))
+    client.send(encode(Cmd.REQ, 4, asked()))
     far = PacketConnection((await server.connection()).sock)
+    far.answer(await far.packet(), ok(0))
+    assert (await client.reply()).body == ok(0)
+    # Over a connection that stands a request is sent at once, whatever time it has.
+    client.send(encode(Cmd.REQ, 5, asked(timeout_ms=50)))
     late = await far.packet()
     assert await client.ec(5) == 304
     far.answer(late, ok(1))

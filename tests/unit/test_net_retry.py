@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
+from proxy.core.deadline import TIMEOUT_PROP
 from proxy.core.latency import QUANTILE_SAMPLES
 from proxy.core.model import ServiceTable
 from proxy.core.policy import ServicePolicy
@@ -273,9 +274,12 @@ async def test_every_count_is_back_to_nothing_when_the_table_goes(servers: list[
 
 
 async def test_a_loop_that_stood_still_blames_no_instance(servers: list[Server]) -> None:
-    forwarder = forwarder_of(table_of(URI, servers[0].address), timeout_s=0.05)
-    call = Call(forwarder)
-    await (await next_connection(servers, set())).command()
+    forwarder = forwarder_of(table_of(URI, servers[0].address))
+    first = Call(forwarder)
+    await (await next_connection(servers, set())).answer(OK)
+    await until(lambda: first.replies)
+    # Sent at once over the connection that stands: its time passes while nothing turns.
+    call = Call(forwarder, route=Route(URI, "", "echo", {TIMEOUT_PROP: "50"}))
     time.sleep(0.7)
     await until(lambda: call.replies)
     assert call.ec == Ec.TIMEOUT

@@ -57,8 +57,16 @@ def next_hop(
     deadline_ms: int | None,
     attempt: int,
     bits: RandomBits,
+    source: tuple[str, str] = ("", ""),
 ) -> RequestHeader:
-    """The header for the next hop; everything else, unknown fields too, stays as it is."""
+    """The header for the next hop; everything else, unknown fields too, stays as it is.
+
+    `source` is the application and zone of a sender that names neither.
+    """
+    if not header.source_app and not header.source_zone:
+        app, zone = source
+    else:
+        app, zone = header.source_app, header.source_zone
     traceparent, tracestate = child_trace(header.traceparent, header.tracestate, bits)
     # Field by field: dataclasses.replace takes three times as long, once for each request.
     return RequestHeader(
@@ -70,8 +78,8 @@ def next_hop(
         attempt,
         traceparent,
         tracestate,
-        header.source_app,
-        header.source_zone,
+        app,
+        zone,
         header.props,
         header.received,
     )
