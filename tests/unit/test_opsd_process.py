@@ -208,6 +208,22 @@ def test_killed_supervisor_finds_its_agent(world: OpsdWorld) -> None:
     wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 10, "it is in charge")
 
 
+def test_begins_anew_on_sighup(world: OpsdWorld) -> None:
+    """The same process, the configuration as it is now, and the agent lives on."""
+    first, opsd = world.wait_serving(), world.process
+    assert opsd is not None
+    world.config.write_text(world.config.read_text().replace("bake_s = 0", "bake_s = 600"))
+    opsd.send_signal(signal.SIGHUP)
+    wait_until(lambda: '"agents found"' in world.words() or None, 20, "it has begun anew")
+    assert world.wait_serving()["pid"] == first["pid"]
+    assert opsd.poll() is None
+    two = world.environment("2")
+    lines = world.client.ask({"do": "upgrade", "to": str(two)})
+    assert next(line for line in lines if line["stage"] == "baking")["left_s"] > 500
+    os.kill(first["pid"], signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{first['pid']}").exists(), 10, "it was reaped")
+
+
 def test_both_killed_and_the_estate_is_found(world: OpsdWorld) -> None:
     first = world.wait_serving()
     world.kill()
