@@ -23,7 +23,7 @@ from typing import Any
 
 import structlog
 
-from installer import handover
+from installer import handover, pulse
 from installer.admin import Admin, AgentFacts
 from installer.agent_lock import LOCK_NAME, PINS, AgentLocks
 from installer.app_settings import kernel_settings, open_registry
@@ -34,6 +34,7 @@ from installer.handover import Entrance, Handover
 from installer.keeping import Keeping
 from installer.kernel_gate import KernelGate
 from installer.link import AgentLink, Word
+from installer.peer_settings import peer_settings
 from installer.peering import follower, open_directory
 from installer.switches import SwitchBoard, follow_switches
 from interceptor.errors import InterceptorError
@@ -144,7 +145,7 @@ class AgentProcess:
         )
         gate.is_off, gate.hidden = lambda: board.is_off, lambda: registry.hidden
         self._facts = AgentFacts(config, self._config_path, gate.generation, time.time())
-        self._agents = open_directory(config)
+        self._agents = open_directory(peer_settings(config))
         self._keeping = keeping = Keeping.begin(config.agent.runtime_dir)
         self._app = ProxyApp(
             self._settings,
@@ -165,7 +166,7 @@ class AgentProcess:
         config, gate, app = self._config, self._gate, self._app
         background = [group.create_task(self._registry.run())]
         if config.peer.listen:
-            follow = follower(config, self._agents, announce=False)
+            follow = follower(peer_settings(config), self._agents, announce=False)
             background.append(group.create_task(follow()))
         await first_table(self._registry)
         self._board.start()
@@ -180,9 +181,10 @@ class AgentProcess:
             self.on_serving()
         self._board.on_change = gate.follow
         background.append(group.create_task(follow_switches(config, self._board)))
-        background.append(group.create_task(self._beat(config.agent.heartbeat_ms / 1000)))
-        background.append(group.create_task(self._reconcile()))
-        background.append(group.create_task(self._tell()))
+        heartbeat_s = config.agent.heartbeat_ms / 1000
+        background.append(group.create_task(pulse.beat(gate, self._facts, heartbeat_s)))
+        background.append(group.create_task(pulse.reconcile(gate)))
+        background.append(group.create_task(pulse.tell(app, self._facts, self._tell)))
         if config.registry.kind == "redis":
             background.append(group.create_task(self._announcer.run()))
         # Start-up garbage is done with; what is left lives as long as the agent.
@@ -318,6 +320,11 @@ class AgentProcess:
     def _say(self, word: Word) -> None:
         self._link.say(word)
 
+    def _tell(self, word: Word) -> None:
+        """Of how things go, which is only for the one that serves to say."""
+        if self.role is Role.SERVING:
+            self._link.say(word)
+
     # What belongs to the process (`Surroundings`)
 
     def locks(self) -> Mapping[str, int]:
@@ -356,50 +363,6 @@ class AgentProcess:
         if self._keeping is not None:
             self._keeping.name({})
         self._entrance.close()
-
-    # Once in a while
-
-    async def _beat(self, interval_s: float) -> None:
-        """Tell the kernel that the event loop turns; what is late shows how busy it is."""
-        loop = asyncio.get_running_loop()
-        due_s = loop.time()
-        while True:
-            self._gate.beat()
-            self._facts.loop_lag_ms = max(0.0, (loop.time() - due_s) * 1000)
-            due_s = loop.time() + interval_s
-            await asyncio.sleep(interval_s)
-
-    async def _reconcile(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(RECONCILE_S)
-            self._gate.reconcile()
-            self._gate.tick(loop.time())
-
-    async def _tell(self) -> None:
-        """Tell the supervisor how things go."""
-        metrics = self._app.metrics
-        ok, latency_s = metrics.ok, metrics.latency_s
-        while True:
-            await asyncio.sleep(BEAT_S)
-            answered = metrics.ok - ok
-            mean_ms = 1000 * (metrics.latency_s - latency_s) / answered if answered > 0 else None
-            ok, latency_s = metrics.ok, metrics.latency_s
-            if self.role is not Role.SERVING:
-                continue
-            self._say(
-                {
-                    "say": "beat",
-                    "connections": len(self._app.sessions),
-                    "in_flight": metrics.in_flight,
-                    "requests": metrics.requests,
-                    "ok": metrics.ok,
-                    "failed": metrics.failed,
-                    "transport_errors": metrics.transport_errors,
-                    "latency_ms": None if mean_ms is None else round(mean_ms, 3),
-                    "loop_lag_ms": round(self._facts.loop_lag_ms, 3),
-                }
-            )
 
 
 async def _first(future: asyncio.Future[str], *events: asyncio.Event) -> None:

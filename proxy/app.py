@@ -221,6 +221,8 @@ class ProxyApp:
     def resume(self) -> None:
         """Serve again after `rest`."""
         assert self.listeners is not None
+        if not self._is_resting:
+            return
         self._is_resting = self._shut = False
         for acceptor in self._acceptors:
             acceptor.start()

@@ -190,6 +190,8 @@ class Possession:
         except OSError as error:
             raise ValueError(f"connection {moved.number} has ended: {error.strerror}") from None
         self._app.front.adopt(moved, peer)
+        if moved.caller is not None:
+            self._app.door.know(moved.number)
 
     def inherit(self, board: Board, descriptors: dict[int, int]) -> Adopted:
         """Go on with every connection of an agent that died; see `adopt_board`."""

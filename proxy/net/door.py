@@ -79,6 +79,10 @@ class Door:
             self._acceptors.append(acceptor)
             self.listeners[str(address)] = sock
 
+    def know(self, number: int) -> None:
+        """A session of another agent's door is one of ours from now on."""
+        self._numbers.add(number)
+
     def rest(self) -> None:
         """Accept nobody for now; the sockets stay open."""
         for acceptor in self._acceptors:

@@ -28,8 +28,8 @@ from proxy.wire.handover import handover_pb2 as pb
 from proxy.wire.mesh import ResponseHeader
 from proxy.wire.mesh.headers import encode_response
 
-_FROZEN_AT_ONCE = 64
-"""Each of these clients waits for a batch to go there and back: a few milliseconds."""
+_FROZEN_AT_ONCE = 16
+"""Each of these clients waits for a batch to go there and back: two or three milliseconds."""
 _BATCHES_AT_ONCE = 2
 _BATCH_BYTES = 4 * 1024 * 1024
 _TICK_S = 0.02
@@ -106,6 +106,7 @@ class Giver:
         self._orphans: dict[int, MeshSession] = {}
         self._unacknowledged = 0
         self._sequence = 0
+        self._seen: set[int] = set()
         self._moved = 0
         self._total = 0
         self._left: set[int] = set()
@@ -147,11 +148,6 @@ class Giver:
         self._channel.send(
             pb.State(parts=self._side.state(is_last=False, with_table=self._needs_table))
         )
-        sessions = self._side.sessions
-        self._total = len(sessions)
-        order = sorted(sessions, key=lambda number: not sessions[number].is_settled)
-        patience_s = self._settings.patience_s
-        self._waiting.extend((number, 0.0, patience_s) for number in order)
         self._send_upstreams(is_last=False)
         if self._timer is not None:
             self._timer.cancel()
@@ -175,9 +171,20 @@ class Giver:
                 del self._frozen[number]
                 frozen.session.thaw()
                 self._try_later(number, frozen.patience_s)
+        if self._has_stepped_back:
+            self._see_sessions()
         self._freeze_more()
         self._on_progress(self.progress)
         self._end_when_done()
+
+    def _see_sessions(self) -> None:
+        """All of them; until we stepped back, new ones may have come."""
+        sessions = self._side.sessions
+        fresh = [number for number in sessions if number not in self._seen]
+        fresh.sort(key=lambda number: not sessions[number].is_settled)
+        self._seen.update(fresh)
+        self._total += len(fresh)
+        self._waiting.extend((number, 0.0, self._settings.patience_s) for number in fresh)
 
     @property
     def progress(self) -> Progress:
@@ -191,7 +198,8 @@ class Giver:
         return bool(left or any(s.owes for s in self._orphans.values()) or self._unacknowledged)
 
     def _end_when_done(self) -> None:
-        if self._waiting or self._frozen or self._ready or self._batches or self._has_ended:
+        under_way = self._waiting or self._frozen or self._ready or self._batches
+        if under_way or self._has_ended or not self._has_stepped_back:
             return
         self._orphans = {n: s for n, s in self._orphans.items() if s.owes}
         if self._orphans or self._unacknowledged:
@@ -325,7 +333,7 @@ class Giver:
             self._fail(f"the other agent refuses: {message.why}")
 
     def _on_accepted(self, message: pb.Accepted) -> None:
-        batch = self._batches.pop(message.batch, None)
+        batch = self._batches.get(message.batch)
         if batch is None:
             return
         taken = set(message.taken)
@@ -333,23 +341,23 @@ class Giver:
             if number not in taken:
                 session.thaw()
                 self._left.add(number)
+        batch.sessions = {n: s for n, s in batch.sessions.items() if n in taken}
         if message.why:
             log.warning("connections stay here", why=message.why)
             for upstream in batch.upstreams:
                 upstream.keep()
             batch.upstreams.clear()
         commit = pb.Commit(batch=message.batch)
-        self._channel.send(commit, on_sent=partial(self._let_go, batch, taken))
+        self._channel.send(commit, on_sent=partial(self._let_go, message.batch))
         self._freeze_more()
         self._flush()
 
-    def _let_go(self, batch: _Batch, taken: set[int]) -> None:
+    def _let_go(self, number_of_batch: int) -> None:
         """The commit will be delivered: from here on they are the taker's alone."""
+        batch = self._batches.pop(number_of_batch)
         for upstream in batch.upstreams:
             upstream.drop()
         for number, session in batch.sessions.items():
-            if number not in taken:
-                continue
             self._moved += 1
             if self._side.sessions.get(number) is not session:
                 continue
