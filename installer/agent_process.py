@@ -300,12 +300,12 @@ class AgentProcess:
     async def _tell(self) -> None:
         """Tell the supervisor how things go."""
         metrics = self._app.metrics
-        ok, latency_s = metrics.ok, metrics.latency_s
+        count, latency_s = metrics.latencies, metrics.latency_s
         while True:
             await asyncio.sleep(BEAT_S)
-            answered = metrics.ok - ok
-            mean_ms = 1000 * (metrics.latency_s - latency_s) / answered if answered > 0 else None
-            ok, latency_s = metrics.ok, metrics.latency_s
+            answered = metrics.latencies - count
+            mean_ms = 1000 * (metrics.latency_s - latency_s) / answered if answered else None
+            count, latency_s = metrics.latencies, metrics.latency_s
             if self.role is not Role.SERVING:
                 continue
             self._say(
