@@ -218,6 +218,7 @@ class Attempt:
             return True
         exchange.service.succeeded(node, exchange.request.route.method, self._begun_s, now_s)
         exchange.forwarder.metrics.latency_s += now_s - self._begun_s
+        exchange.forwarder.metrics.latencies += 1
         return False
 
     def _on_loss(self, why: str) -> None:
