@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ import structlog
 from aiohttp import web
 
 from installer.admin_services import explain_route, service_facts
-from installer.client import SOCKET_NAME
+from installer.client import SOCKET_NAME, own_socket_name
 from installer.config import Config
 from installer.switches import SwitchBoard
 from proxy.app import ProxyApp
@@ -54,10 +55,12 @@ class Admin:
         self._board = board
         self._facts = facts
         self._runner: web.AppRunner | None = None
-        self._path = facts.config.agent.runtime_dir / SOCKET_NAME
+        runtime_dir = facts.config.agent.runtime_dir
+        self._path = runtime_dir / own_socket_name(os.getpid())
+        self._link = runtime_dir / SOCKET_NAME
 
     async def start(self) -> None:
-        """Listen; the caller holds the agent's lock, so that a socket there is a leftover."""
+        """Listen under our own name; what is there is a leftover of another life."""
         web_app = web.Application(middlewares=[_only_root])
         web_app.add_routes(
             [
@@ -79,16 +82,27 @@ class Admin:
         finally:
             os.umask(previous)
 
+    def publish(self) -> None:
+        """Be the one that `agent.sock` leads to, in place of any other agent."""
+        staging = self._link.with_suffix(f".{os.getpid()}")
+        staging.unlink(missing_ok=True)
+        staging.symlink_to(self._path.name)
+        staging.rename(self._link)
+
     async def close(self) -> None:
+        """Take away what is ours; `agent.sock` may lead to another agent by now."""
         if self._runner is not None:
             await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if self._link.readlink() == Path(self._path.name):
+                self._link.unlink()
 
     async def _status(self, _request: web.Request) -> web.Response:
         app, facts, gauges = self._app, self._facts, self._app.gauges()
         listeners = app.listeners.all() if app.listeners else []
         ports = {"outbound": app.settings.outbound_port, "inbound": app.settings.inbound_port}
-        metrics = app.metrics
+        metrics = app.metrics.shown
         return web.json_response(
             {
                 "version": version("moa-interceptor"),
@@ -109,7 +123,7 @@ class Admin:
                     "failed": metrics.failed,
                     "transport_errors": metrics.transport_errors,
                     "retried": metrics.retried,
-                    "in_flight": metrics.in_flight,
+                    "in_flight": app.metrics.in_flight,
                 },
                 "mesh": {
                     "peers": gauges["mesh_peers"],

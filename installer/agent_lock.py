@@ -1,12 +1,87 @@
-"""Who holds the lock of the running agent, `<agent.runtime_dir>/agent.lock`."""
+"""The locks of the one agent of a node: `<agent.runtime_dir>/agent.lock`, and its pins'.
+
+Both are flocks, which belong to open files and not to processes: an agent that is given the
+descriptors holds them together with the one that gave them (docs/UPGRADE.md).
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from interceptor.errors import Busy
+from interceptor.node import Node
+
 LOCK_NAME = "agent.lock"
+PINS = "pins"
+
+
+class AgentLocks:
+    """Held from `acquire` or `take` to `release` or `leave`."""
+
+    def __init__(self, runtime_dir: Path, node: Node) -> None:
+        self._path = runtime_dir / LOCK_NAME
+        self._node = node
+        self._fds: dict[str, int] = {}
+
+    def acquire(self) -> None:
+        """Be the one agent; raises `Busy` with the other's process id."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                other = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise Busy(
+                    f"lock {self._path}: an agent runs already (process {other}); stop that one "
+                    "first"
+                ) from None
+            self._fds = {LOCK_NAME: fd, PINS: self._node.lock_agent()}
+        except BaseException:
+            os.close(fd)
+            raise
+        self.claim()
+
+    def take(self, locks: Mapping[str, int]) -> None:
+        """Hold the locks of another agent, too; its descriptors are ours from now on.
+
+        Raises ValueError, and then they are not.
+        """
+        if missing := {LOCK_NAME, PINS} - locks.keys():
+            raise ValueError(f"no lock {', '.join(sorted(missing))}")
+        for name, fd in locks.items():
+            if self._fds:
+                os.close(fd)  # We gave them to the other agent, and hold them still.
+            elif name not in (LOCK_NAME, PINS):
+                os.close(fd)
+        if not self._fds:
+            self._fds = {LOCK_NAME: locks[LOCK_NAME], PINS: locks[PINS]}
+
+    @property
+    def descriptors(self) -> Mapping[str, int]:
+        return dict(self._fds)
+
+    def claim(self) -> None:
+        """Write down that it is this process which serves."""
+        fd = self._fds[LOCK_NAME]
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Be the agent no more; another may come."""
+        fds, self._fds = self._fds, {}
+        if fds:
+            os.close(fds[LOCK_NAME])
+            self._node.unlock_agent(fds[PINS])
+
+    def leave(self) -> None:
+        """Let go what another agent holds, too."""
+        fds, self._fds = self._fds, {}
+        for fd in fds.values():
+            os.close(fd)
 
 
 def holder(runtime_dir: Path) -> int | None:

@@ -15,8 +15,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 SOCKET_NAME = "agent.sock"
+"""Leads to the socket of the agent that serves."""
 TIMEOUT_S = 5.0
 MAX_ANSWER_BYTES = 64 << 20
+
+
+def own_socket_name(pid: int) -> str:
+    """The name of one agent's own socket, whether it serves or not."""
+    return f"agent-{pid}.sock"
 
 
 class AgentError(Exception):

@@ -123,6 +123,12 @@ class Agent(Section):
     drain_timeout_s: int = Field(
         30, ge=0, le=3600, description="How long a stopping agent waits for its connections."
     )
+    handover_timeout_s: int = Field(
+        60,
+        ge=1,
+        le=3600,
+        description="How long an agent tries to give its connections to its successor.",
+    )
     max_connections: int = Field(
         20_000,
         ge=16,

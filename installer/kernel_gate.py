@@ -37,11 +37,12 @@ class KernelGate:
         self._installation = node.tree.current.stat().st_ino
         self._generation = node.begin_generation()
         self._applied: dict[str, set[Destination]] = {}
-        self._local_hosts: frozenset[str] = frozenset()
+        self._local_hosts = local_hosts()
         self._in_ports: frozenset[int] = frozenset(config.inbound.ports)
         self._refused_scopes: set[str] = set()
         self._taken_out: set[str] = set()
         self._told_of_removal = False
+        self._is_active = False
         self._opened: Listeners | None = None
         self.is_off: Callable[[], bool] = lambda: False
         """Whether the node intercepts nothing, by a switch of its application or its name."""
@@ -53,24 +54,32 @@ class KernelGate:
         return self._generation
 
     def open(self, listeners: Listeners) -> None:
+        if not self._is_active:
+            self._is_active = True
+            self._applied.clear()  # another agent may have written since
+            self._apply()
         self._opened = listeners
         self._maps.beat()
         for slot, sock in _slots(listeners):
             self._maps.publish_listener(slot, sock, self._generation)
 
     def shut(self) -> None:
-        for slot, sock in _slots(self._opened) if self._opened else ():
+        for slot, sock in _slots(self._opened) if self._opened and self._is_active else ():
             if slot in _OUTBOUND:
                 self._maps.disown_listener(sock)
             else:
                 self._maps.withdraw_listener(slot)
 
     def withdraw(self) -> None:
-        for slot in _OUTBOUND:
+        for slot in _OUTBOUND if self._is_active else ():
             self._maps.withdraw_listener(slot)
 
+    def rest(self) -> None:
+        self._is_active = False
+
     def beat(self) -> None:
-        self._maps.beat()
+        if self._is_active:
+            self._maps.beat()
 
     # What is to be intercepted
 
@@ -80,12 +89,13 @@ class KernelGate:
 
     def follow(self) -> None:
         """Intercept what the registry and the configuration name; steer the local services."""
-        self._apply()
+        if self._is_active:
+            self._apply()
 
     def tick(self, now_s: float) -> None:
         """Follow what changes without the registry: our own addresses, and the time."""
         if self._known.expire(now_s) or local_hosts() != self._local_hosts:
-            self._apply()
+            self.follow()
 
     def _apply(self) -> None:
         self._local_hosts = local_hosts()
@@ -132,8 +142,11 @@ class KernelGate:
     def reconcile(self) -> None:
         """Attach what the configuration scopes and what a restarted unit has lost.
 
-        Does nothing once the node has been uninstalled, or installed anew, under our feet.
+        Does nothing once the node has been uninstalled, or installed anew, under our feet, nor
+        while another agent keeps the gate.
         """
+        if not self._is_active:
+            return
         if not self._is_ours():
             if not self._told_of_removal:
                 self._told_of_removal = True

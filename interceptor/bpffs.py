@@ -208,32 +208,42 @@ def locked(tree: PinTree, *, timeout_s: float = 10.0) -> Iterator[None]:
 
 @contextmanager
 def agent_lock(tree: PinTree) -> Iterator[None]:
-    """Be the one agent of these pins; raises `Busy` when another lives.
+    """Be the one agent of these pins while it lasts; raises `Busy` when another lives."""
+    fd = lock_agent(tree)
+    try:
+        yield
+    finally:
+        unlock_agent(tree, fd)
+
+
+def lock_agent(tree: PinTree) -> int:
+    """Be the one agent of these pins; the lock's descriptor. Raises `Busy` when another lives.
 
     Apart from the lock of the agent's runtime directory, of which two configurations may
-    have two.
+    have two. Another process that is given the descriptor holds the lock as well.
     """
     while True:
         make_directory(tree.agent)
         fd = os.open(tree.agent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(
-                    f"lock {tree.agent}: another agent serves with these pins; stop it, or give "
-                    "this one a bpf.root of its own"
-                ) from None
-            if _is_still(tree.agent, fd):
-                try:
-                    yield
-                finally:
-                    with suppress(OSError):
-                        tree.agent.rmdir()
-                        tree.root.rmdir()
-                return
-        finally:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             os.close(fd)
+            raise Busy(
+                f"lock {tree.agent}: another agent serves with these pins; stop it, or give "
+                "this one a bpf.root of its own"
+            ) from None
+        if _is_still(tree.agent, fd):
+            return fd
+        os.close(fd)
+
+
+def unlock_agent(tree: PinTree, fd: int) -> None:
+    """Be no agent any more; only for the last one that holds the lock."""
+    with suppress(OSError):
+        tree.agent.rmdir()
+        tree.root.rmdir()
+    os.close(fd)
 
 
 def _lock_before(fd: int, deadline_s: float, root: Path) -> None:

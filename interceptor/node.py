@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +73,15 @@ class Node:
     def __init__(self, root: Path = DEFAULT_ROOT) -> None:
         self.tree = PinTree(root)
 
-    def agent_lock(self) -> AbstractContextManager[None]:
-        """Be this node's one agent; raises `Busy` when another lives."""
+    def lock_agent(self) -> int:
+        """Be this node's one agent; the lock's descriptor, for `unlock_agent` or for the next
+        agent. Raises `Busy` when another lives."""
         bpffs.ensure_mounted(self.tree)
-        return bpffs.agent_lock(self.tree)
+        return bpffs.lock_agent(self.tree)
+
+    def unlock_agent(self, descriptor: int) -> None:
+        """Be it no more; only for the last one that holds the lock."""
+        bpffs.unlock_agent(self.tree, descriptor)
 
     def is_installed(self) -> bool:
         return self.tree.exists()

@@ -18,12 +18,14 @@ import structlog
 from proxy.core.known import KnownInstances
 from proxy.core.model import Address, PeerAgent, ServiceTable
 from proxy.core.routing import Router
+from proxy.net.board import Board
 from proxy.net.checker import Checker
 from proxy.net.door import Door, DoorSettings
 from proxy.net.forward import Forwarder, ForwardSettings
 from proxy.net.front import Front
 from proxy.net.listener import Acceptor
 from proxy.net.local_call import LocalServices
+from proxy.net.moved import Moved
 from proxy.net.pool_types import PoolSettings
 from proxy.net.served import Direction, Mode, Peer, Served, SessionSettings
 from proxy.net.sockets import (
@@ -73,7 +75,7 @@ class Gate(Protocol):
     """What turns traffic to the listeners, and lets it pass when told to."""
 
     def open(self, listeners: Listeners) -> None:
-        """Turn new connections to these sockets."""
+        """Turn new connections to these sockets, of what the registry knows."""
 
     def shut(self) -> None:
         """Let new connections pass, at once; what is established, or on its way, stays."""
@@ -82,7 +84,10 @@ class Gate(Protocol):
         """Nothing that was decided before `shut` is on its way any more."""
 
     def follow(self) -> None:
-        """The instances that the registry knows have changed."""
+        """The instances that the registry knows have changed; nothing while it is not open."""
+
+    def rest(self) -> None:
+        """Another agent keeps the gate: change nothing, until it is opened again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +122,13 @@ class ProxyApp:
         known: KnownInstances,
         rand: random.Random | None = None,
         caller_of: Callable[[str], PeerAgent | None] = lambda _host: None,
+        board: Board | None = None,
     ) -> None:
         """`is_local`: whether an address is this node's and its port steered to the agent.
 
         `known` is updated with each table, before the gate is told to follow it. `caller_of`
-        says from which node of the same application a connection to the door comes.
+        says from which node of the same application a connection to the door comes. On `board`
+        is noted what outlives this process, if it has a keeper.
         """
         self.known = known
         self.settings = settings
@@ -131,6 +138,7 @@ class ProxyApp:
         self._gate = gate
         self._is_local = is_local
         self._shut = False
+        self._is_resting = False
         self._draining = False
         self._empty = asyncio.Event()
         rand = rand or random.Random()
@@ -152,7 +160,12 @@ class ProxyApp:
             settings.forward.max_body_bytes,
         )
         self._front = Front(
-            settings.session, self.forwarder, self._on_session_end, settings.mesh, self._local
+            settings.session,
+            self.forwarder,
+            self._on_session_end,
+            settings.mesh,
+            self._local,
+            board,
         )
         self._door = Door(self._loop, settings.door, self.metrics, self.sessions, caller_of)
         self._door.serve = self._serve_caller
@@ -165,12 +178,22 @@ class ProxyApp:
         """Every connection that is served, by its number."""
         return self._front.sessions
 
-    def start(self) -> None:
-        """Listen and open the gate; raises `OSError` that names the address that is taken."""
+    def prepare(self) -> None:
+        """Know what the registry knows; nothing is accepted yet."""
         self._on_table(self.registry.table)
-        self._gate.follow()
         self.registry.subscribe(self._on_table)
-        self.listeners = self._listen()
+
+    def start(
+        self,
+        listeners: Listeners | None = None,
+        door: Mapping[str, socket.socket] | None = None,
+    ) -> None:
+        """Accept and open the gate; raises `OSError` that names the address that is taken.
+
+        `listeners` and those of the `door`, by address, are another agent's that end here; they
+        are ours from now on.
+        """
+        self.listeners = listeners or self._listen()
         accept: dict[socket.socket | None, Callable[[socket.socket], None]] = {
             self.listeners.outbound4: self._on_outbound,
             self.listeners.outbound6: self._on_outbound,
@@ -183,8 +206,62 @@ class ProxyApp:
                 acceptor.start()
                 self._acceptors.append(acceptor)
         self._gate.open(self.listeners)
-        self._door.open()
+        self._door.open(door)
         self._checker.start()
+
+    # Another agent and this one (docs/UPGRADE.md)
+
+    def rest(self) -> None:
+        """Another agent serves from now on: accept nothing, tell the kernel nothing; what is
+        established goes on, and the listeners stay open."""
+        self._is_resting = True
+        self._gate.rest()
+        self._checker.close()
+        self._door.rest()
+        for acceptor in self._acceptors:
+            acceptor.stop()
+
+    def resume(self) -> None:
+        """Serve again after `rest`."""
+        assert self.listeners is not None
+        if not self._is_resting:
+            return
+        self._is_resting = self._shut = False
+        for acceptor in self._acceptors:
+            acceptor.start()
+        self._gate.open(self.listeners)
+        self._door.resume()
+        self._checker.start()
+
+    @property
+    def front(self) -> Front:
+        """Who makes the sessions."""
+        return self._front
+
+    @property
+    def local(self) -> LocalServices:
+        """The connections to this node's services."""
+        return self._local
+
+    @property
+    def door(self) -> Door:
+        """Where callers of other nodes come in."""
+        return self._door
+
+    def peer_of(self, moved: Moved) -> Peer:
+        """Who a connection is between that another agent had."""
+        source = None
+        if moved.direction is Direction.INBOUND:
+            is_v6 = moved.client.family == socket.AF_INET6
+            source = LOOP_GUARD6 if is_v6 else LOOP_GUARD4
+        return Peer(
+            direction=moved.direction,
+            client=address_of(moved.client.getpeername()),
+            original=moved.original,
+            original_is_instance=moved.original in self.known,
+            source=source,
+            caller=moved.caller,
+        )
 
     def _listen(self) -> Listeners:
         outbound, inbound = self.settings.outbound_port, self.settings.inbound_port
@@ -202,6 +279,10 @@ class ProxyApp:
             inbound4=opened[1],
             inbound6=_listen_if_possible(Address("::1", inbound)),
         )
+
+    def use_table(self, table: ServiceTable) -> None:
+        """Route by this table until the registry has said something."""
+        self._on_table(table)
 
     def _on_table(self, table: ServiceTable) -> None:
         # A registry that knows of no other address hands on the same set.
@@ -286,7 +367,7 @@ class ProxyApp:
         self._on_full()
 
     def _on_full(self) -> None:
-        if self._shut or self._draining:
+        if self._shut or self._draining or self._is_resting:
             return
         self._shut = True
         # Descriptors may be free again without any of our connections having ended.
@@ -301,7 +382,7 @@ class ProxyApp:
             self._gate.withdraw()
 
     def _reopen_if_room(self) -> None:
-        if self._draining or self.listeners is None:
+        if self._draining or self._is_resting or self.listeners is None:
             return
         if len(self.sessions) >= _REOPEN_SHARE * self.settings.max_connections:
             self._loop.call_later(_REOPEN_AFTER_S, self._reopen_if_room)

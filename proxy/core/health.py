@@ -12,8 +12,8 @@ Times are monotonic seconds; one before the last counts as the last one.
 from __future__ import annotations
 
 import random
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from proxy.core.model import Address, Instance
@@ -228,6 +228,29 @@ class HealthBook:
         for address in self._records.keys() - addresses:
             del self._records[address]
             self.version += 1
+
+    def export(self) -> dict[str, Any]:
+        """What is known, as JSON has it, for `restore` in another process of this boot."""
+        return {
+            "records": {str(address): asdict(r) for address, r in self._records.items()},
+            "ejections": self.ejections,
+            "probes": self.probes,
+            "readmissions": self.readmissions,
+        }
+
+    def restore(self, exported: Mapping[str, Any]) -> None:
+        """Know what the other process knew, in place of what is known here; counters are
+        never less than they were. Raises KeyError, TypeError or ValueError."""
+        names = {field.name for field in fields(_Record)}
+        records = {}
+        for text, values in exported["records"].items():
+            known = {name: value for name, value in values.items() if name in names}
+            records[Address.parse(text)] = _Record(**known)
+        self._records = records
+        self.ejections = max(self.ejections, int(exported["ejections"]))
+        self.probes = max(self.probes, int(exported["probes"]))
+        self.readmissions = max(self.readmissions, int(exported["readmissions"]))
+        self.version += 1
 
     def _at(self, now_s: float) -> float:
         self._now_s = max(self._now_s, now_s)

@@ -6,6 +6,8 @@ has gone is what the mesh is for: its address is remembered for a while.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from proxy.core.model import Address
 
 DEPARTED_S = 3600.0
@@ -44,6 +46,17 @@ class KnownInstances:
         self._listed = listed
         while len(self._departed_s) > MAX_DEPARTED:
             del self._departed_s[next(iter(self._departed_s))]
+
+    def export(self) -> dict[str, float]:
+        """Who has left, and when, as JSON has it."""
+        return {str(address): left_s for address, left_s in self._departed_s.items()}
+
+    def restore(self, exported: Mapping[str, float]) -> None:
+        """Remember whom another agent remembered. Raises ValueError."""
+        for text, left_s in exported.items():
+            address = Address.parse(text)
+            if address not in self._listed and len(self._departed_s) < MAX_DEPARTED:
+                self._departed_s.setdefault(address, float(left_s))
 
     def expire(self, now_s: float) -> bool:
         """Forget what left long ago; whether there was any."""

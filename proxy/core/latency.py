@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import exp
 
 DECAY_S = 1.0
@@ -89,6 +90,12 @@ class Quantile:
         """None until enough was seen."""
         return self.latest_s if self._count >= QUANTILE_SAMPLES else None
 
+    def export(self) -> tuple[float, int]:
+        return self.latest_s, self._count
+
+    def restore(self, exported: Sequence[float]) -> None:
+        self.latest_s, self._count = float(exported[0]), int(exported[1])
+
 
 class Usual:
     """The median latency of each method of a service, whichever instance answers.
@@ -119,3 +126,10 @@ class Usual:
         usual_s = median.latest_s or latency_s
         median.observe(latency_s)
         return (latency_s + _FLOOR_S) / (usual_s + _FLOOR_S)
+
+    def export(self) -> dict[str, tuple[float, int]]:
+        return {method: median.export() for method, median in self._medians.items()}
+
+    def restore(self, exported: Mapping[str, Sequence[float]]) -> None:
+        for method, values in list(exported.items())[:_MAX_METHODS]:
+            self._medians.setdefault(method, Quantile(0.5)).restore(values)

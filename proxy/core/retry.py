@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MAX_RETRIES = 1
 MAX_UNSENT_RETRIES = 3
 """Instances that may turn out to be dead before a request gives up; none of them saw it."""
@@ -62,6 +64,13 @@ class RetryBudget:
         self._capacity = capacity
         self._tokens = min(per_s, capacity)
         self._last_s = now_s
+
+    def export(self) -> tuple[float, float]:
+        return self._tokens, self._last_s
+
+    def restore(self, exported: Sequence[float]) -> None:
+        self._tokens = min(self._capacity, float(exported[0]))
+        self._last_s = float(exported[1])
 
     def record_request(self) -> None:
         """A first attempt was made."""

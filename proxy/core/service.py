@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Set
+from typing import Any
 
 from proxy.core.balancer import NOBODY, Choices, Node, Place, pick
 from proxy.core.health import HealthBook, slow_start_share
@@ -248,6 +249,36 @@ class Service:
         self.health.record_ping(address, now_s, is_answered=is_answered)
         if self.health.ejections != ejections:
             self.node(address).slowness.forget()
+
+    # For another process of this boot, as JSON has it
+
+    def export(self) -> dict[str, Any]:
+        """What requests have shown; not what is under way."""
+        return {
+            "health": self.health.export(),
+            "budget": self.budget.export(),
+            "usual": self.usual.export(),
+            "p95": self.p95.export() if self.p95 is not None else None,
+            "used_s": self.used_s,
+            "nodes": {
+                str(node.address): (node.slowness.value, node.slowness.seen_s, node.latency_s)
+                for node in self._nodes.values()
+            },
+        }
+
+    def restore(self, exported: Mapping[str, Any]) -> None:
+        """Know what the other process knew. Raises KeyError, TypeError or ValueError."""
+        self.health.restore(exported["health"])
+        self.budget.restore(exported["budget"])
+        self.usual.restore(exported["usual"])
+        if self.p95 is not None and exported["p95"] is not None:
+            self.p95.restore(exported["p95"])
+        self.used_s = max(self.used_s, float(exported["used_s"]))
+        for text, (slowness, seen_s, latency_s) in exported["nodes"].items():
+            node = self.node(Address.parse(text))
+            node.slowness.value, node.slowness.seen_s = float(slowness), float(seen_s)
+            node.latency_s = float(latency_s)
+        self._plans.clear()
 
 
 class Services:

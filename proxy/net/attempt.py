@@ -219,6 +219,8 @@ class Attempt:
             exchange.counts.transport_failures += 1
             return True
         exchange.service.succeeded(node, exchange.request.route.method, self._begun_s, now_s)
+        exchange.forwarder.metrics.latency_s += now_s - self._begun_s
+        exchange.forwarder.metrics.latencies += 1
         return False
 
     def _on_loss(self, why: str) -> None:

@@ -36,6 +36,7 @@ class Checker:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
+        """Begin, also again after `close`."""
         self._timer = self._forwarder.loop.call_later(TICK_S, self._tick)
 
     def close(self) -> None:

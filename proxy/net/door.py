@@ -62,15 +62,35 @@ class Door:
         self._metrics = metrics
         self._sessions = sessions
         self._caller_of = caller_of
+        self.listeners: dict[str, socket.socket] = {}
+        """By address; the door's own."""
         self._numbers: set[int] = set()
         self._acceptors: list[Acceptor] = []
 
-    def open(self) -> None:
-        """Raises `OSError` that names the address which is taken or not this node's."""
+    def open(self, taken: Mapping[str, socket.socket] | None = None) -> None:
+        """Listen, on sockets of these addresses where another agent had them.
+
+        Raises `OSError` that names the address which is taken or not this node's.
+        """
         for address in self._settings.listen:
-            acceptor = Acceptor(self._loop, open_listener(address), self._on_accept, self._full)
+            sock = (taken or {}).get(str(address)) or open_listener(address)
+            acceptor = Acceptor(self._loop, sock, self._on_accept, self._full)
             acceptor.start()
             self._acceptors.append(acceptor)
+            self.listeners[str(address)] = sock
+
+    def know(self, number: int) -> None:
+        """A session of another agent's door is one of ours from now on."""
+        self._numbers.add(number)
+
+    def rest(self) -> None:
+        """Accept nobody for now; the sockets stay open."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
+
+    def resume(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.start()
 
     @property
     def is_open(self) -> bool:
@@ -81,6 +101,7 @@ class Door:
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
+        self.listeners.clear()
 
     def dismiss(self) -> None:
         """Hang up on who asks for nothing: the supervisors, who send us callers."""

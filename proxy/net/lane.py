@@ -16,6 +16,7 @@ from proxy.core.model import Address
 from proxy.net.dial import Dial
 from proxy.net.resp_upstream import ReplyCallback, RespUpstream
 from proxy.net.sockets import open_client
+from proxy.net.stream import Stream
 from proxy.net.upstream import LossCallback
 from proxy.wire.resp import Limits, Reply
 
@@ -75,6 +76,36 @@ class Lane:
     def is_wanted(self) -> bool:
         """Whether there is a connection, or one on the way."""
         return self._upstream is not None or self._dial is not None or bool(self._queue)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is under way: no connection on its way, no answer to come."""
+        busy = self._upstream is not None and self._upstream.is_busy
+        return not (busy or self._dial is not None or self._queue)
+
+    @property
+    def idle_stream(self) -> Stream | None:
+        """The connection, when there is one and it is settled."""
+        return self._upstream.stream if self._upstream is not None else None
+
+    def stop_dialling(self) -> None:
+        """Give up a connection that nobody needs yet."""
+        self._queue.clear()
+        if self._dial is not None:
+            self._dial.cancel()
+            self._dial = None
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Use this connection, which is idle, as if it had been opened here."""
+        self._on_dialled(sock)
+
+    def detach(self) -> None:
+        """Another process has the connection: forget it."""
+        self._closed = True
+        self._queue.clear()
+        if self._upstream is not None:
+            self._upstream.stream.detach()
+            self._upstream = None
 
     def request(
         self,

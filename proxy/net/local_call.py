@@ -47,7 +47,7 @@ class LocalServices:
         self.loop = loop
         self.timeout_s = timeout_s
         self.max_body = max_body
-        self._pools = Pools(loop, settings, metrics, _loop_guard)
+        self.pools = Pools(loop, settings, metrics, _loop_guard)
         self._table = ServiceTable()
         self._instances: dict[Address, Instance] = {}
 
@@ -58,7 +58,7 @@ class LocalServices:
 
     def load(self, address: Address) -> int:
         """Requests under way to a service of this node, from agents."""
-        return self._pools.load(address)
+        return self.pools.load(address)
 
     def prepare(
         self, address: Address | None, request: MoaRequest, on_outcome: OutcomeCallback
@@ -67,7 +67,7 @@ class LocalServices:
         if address is None:
             return LocalCall(self, None, request, request.speech, on_outcome)
         speech = speech_of(self._instance(address), request.speech)
-        pool = self._pools.get(address, speech.wire)
+        pool = self.pools.get(address, speech.wire)
         return LocalCall(self, pool, request, speech, on_outcome)
 
     def _instance(self, address: Address) -> Instance:
@@ -83,7 +83,7 @@ class LocalServices:
         return found
 
     def close(self) -> None:
-        self._pools.close()
+        self.pools.close()
 
 
 def _loop_guard(address: Address) -> str:

@@ -44,6 +44,7 @@ class MeshLink:
         "_stall_timer",
         "_timer",
         "connection",
+        "is_held",
         "stream",
     )
 
@@ -63,6 +64,8 @@ class MeshLink:
         self._is_receiving = False
         self._said_fin = False
         self._ended = False
+        self.is_held = False
+        """Whether nothing is to be sent: the connection may leave."""
         self._timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
@@ -91,7 +94,7 @@ class MeshLink:
 
     def flush(self) -> None:
         """Send what the socket takes; called after each command to the connection."""
-        if self._is_receiving or self._ended:
+        if self._is_receiving or self._ended or self.is_held:
             return
         connection, stream = self.connection, self.stream
         while connection.wants_write and not stream.has_unsent:
@@ -143,7 +146,8 @@ class MeshLink:
         if self._said_fin:
             self._lose("did not close the connection")
             return
-        self._tell(self.connection.tick(self._loop.time()))
+        if not self.is_held:
+            self._tell(self.connection.tick(self._loop.time()))
         if not self._ended:
             self._arm()
 
@@ -154,6 +158,13 @@ class MeshLink:
     def _lose(self, why: str) -> None:
         if not self._ended:
             self.end(why)
+
+    def detach(self) -> None:
+        """Another process has the connection: forget it; nothing is called back."""
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.stream.detach()
 
     def end(self, why: str) -> None:
         """End it now: every open request gets its event, and `on_end` is called."""

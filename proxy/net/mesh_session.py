@@ -14,6 +14,7 @@ from proxy.core.mesh_calls import Origin, mesh_reply, request_of
 from proxy.core.message import CODECS, Codec, Failure, MoaRequest, Outcome
 from proxy.core.model import Address
 from proxy.net.mesh_link import MeshLink
+from proxy.net.moved import CannotMove, Kind, Moved
 from proxy.net.served import Mode
 from proxy.net.session import HandOver
 from proxy.obs.metrics import Metrics
@@ -25,7 +26,10 @@ from proxy.wire.mesh import (
     Refusal,
     RequestCancelled,
     RequestReceived,
+    ResponseHeader,
     Settings,
+    decode_state,
+    encode_state,
 )
 from proxy.wire.moa import Ec
 
@@ -39,6 +43,7 @@ class Call(Protocol):
 
 
 Prepare = Callable[[MoaRequest, Callable[[Outcome], None]], Call]
+Relay = Callable[[int, ResponseHeader, bytes], None]
 
 
 class MeshSession:
@@ -54,8 +59,14 @@ class MeshSession:
         load: Callable[[], int | None],
         on_end: Callable[[MeshSession], None],
         now_s: float,
+        moved: Moved | None = None,
     ) -> None:
-        """`load` is told in replies: requests in flight at the instance, None if unknown."""
+        """`load` is told in replies: requests in flight at the instance, None if unknown.
+
+        With `moved` it goes on where another agent stopped. Raises StateError when that is
+        nothing that this version can go on with.
+        """
+        self._number = taken.number
         self.peer = taken.peer
         self.mode = Mode.MOA
         self.protocol = Spoken.MESH
@@ -72,8 +83,22 @@ class MeshSession:
         self._load = load
         self._on_end = on_end
         self._loop = taken.loop
-        self._calls: dict[int, Call] = {}
-        connection = MeshConnection.server(settings, now_s)
+        self._calls: dict[int, tuple[Call, Codec]] = {}
+        self._foreign: dict[int, Codec] = {}
+        """Requests that the agent before this one still works on."""
+        self.on_foreign_cancelled: Callable[[int], None] = lambda _number: None
+        self._held_back: list[tuple[int, Codec, ResponseHeader, bytes]] = []
+        """Replies that came while it was about to leave."""
+        self._relay: Relay | None = None
+        """Who gets replies now that the connection is another agent's."""
+        self._on_settled: Callable[[], None] | None = None
+        if moved is None:
+            connection = MeshConnection.server(settings, now_s)
+        else:
+            connection = MeshConnection.restore(decode_state(moved.mesh))
+            self._foreign = {number: Codec(codec) for number, codec in moved.owed.items()}
+            self.service, self.requests = moved.service, moved.requests
+            self.started_s = moved.started_s
         self._link = MeshLink(
             taken.loop, taken.client, connection, self._on_event, self._on_link_end
         )
@@ -89,9 +114,13 @@ class MeshSession:
         if isinstance(event, RequestReceived):
             self._on_request(event)
         elif isinstance(event, RequestCancelled):
-            call = self._calls.pop(event.request_id, None)
-            if call is not None:
-                call.cancel()
+            self._cancel(event.request_id)
+
+    def _cancel(self, number: int) -> None:
+        if (found := self._calls.pop(number, None)) is not None:
+            found[0].cancel()
+        elif self._foreign.pop(number, None) is not None:
+            self.on_foreign_cancelled(number)
 
     def _on_request(self, event: RequestReceived) -> None:
         self.requests += 1
@@ -108,13 +137,21 @@ class MeshSession:
             self._answer(number, codec, request)
             return
         call = self._prepare(request, partial(self._answer, number, codec))
-        self._calls[number] = call
+        self._calls[number] = call, codec
         call.start()
 
     def _answer(self, number: int, codec: Codec, outcome: Outcome) -> None:
         self._calls.pop(number, None)
-        connection = self._link.connection
         header, body = mesh_reply(outcome, codec, self._load(), self._max_body)
+        if self._relay is not None:
+            self._relay(number, header, body)
+        elif self._link.is_held:
+            self._held_back.append((number, codec, header, body))
+        else:
+            self._respond(number, codec, header, body)
+
+    def _respond(self, number: int, codec: Codec, header: ResponseHeader, body: bytes) -> None:
+        connection = self._link.connection
         try:
             connection.send_response(number, header, body)
         except CannotSend as error:
@@ -130,10 +167,104 @@ class MeshSession:
         self._link.flush()
 
     def _on_link_end(self, _why: str) -> None:
-        for call in self._calls.values():
-            call.cancel()
-        self._calls.clear()
+        for number in (*self._calls, *self._foreign):
+            self._cancel(number)
         self._on_end(self)
+
+    # Changing hands (docs/UPGRADE.md): at once, and what is owed is sent on
+
+    def freeze(self, on_settled: Callable[[], None]) -> None:
+        """Read and send nothing; calls back from the loop once `export` can be called."""
+        self._on_settled = on_settled
+        self._link.is_held = True
+        self.client.hold()
+        self._loop.call_soon(self._tell_settled)
+
+    def _tell_settled(self) -> None:
+        if self._on_settled is not None and self.is_settled:
+            self._on_settled()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it could change hands now; one that is ending does not."""
+        connection = self._link.connection
+        return not (self._link.has_ended or connection.closing or self._foreign)
+
+    def thaw(self) -> None:
+        """Go on as if nothing had been."""
+        self._on_settled = None
+        self._link.is_held = False
+        self.client.unhold()
+        held_back, self._held_back = self._held_back, []
+        for number, codec, header, body in held_back:
+            self._respond(number, codec, header, body)
+        if not self._link.has_ended:
+            self._link.flush()
+
+    def export(self) -> Moved:
+        """All that another agent needs to go on; replies owed follow by `let_go`'s relay.
+
+        Raises CannotMove when it is ending, or owes what the agent before this one works on.
+        """
+        if not self.is_settled:
+            raise CannotMove(f"the mesh connection of {self.peer.client} is ending")
+        state = self._link.connection.export(self.client.hand_out())
+        return Moved(
+            number=self._number,
+            kind=Kind.MESH,
+            direction=self.peer.direction,
+            client=self.client.sock,
+            original=self.peer.original,
+            caller=self.peer.caller,
+            service=self.service,
+            requests=self.requests,
+            started_s=self.started_s,
+            mesh=encode_state(state),
+            owed={number: codec.value for number, codec in self._owed()},
+        )
+
+    def _owed(self) -> list[tuple[int, Codec]]:
+        waiting = [(number, codec) for number, (_call, codec) in self._calls.items()]
+        return waiting + [(number, codec) for number, codec, _, _ in self._held_back]
+
+    def relay_to(self, relay: Relay) -> None:
+        """Give replies to `relay` from `let_go` on, those that were held back first."""
+        self._relay = relay
+        held_back, self._held_back = self._held_back, []
+        for number, _codec, header, body in held_back:
+            relay(number, header, body)
+
+    def let_go(self) -> None:
+        """Another agent has it: forget the connection, and go on working on what is owed."""
+        self._on_settled = None
+        self._link.detach()
+        self._on_end(self)
+
+    def start_restored(self) -> None:
+        """Go on where the other agent stopped."""
+        self._link.start()
+
+    @property
+    def owes(self) -> bool:
+        """Whether a request is still worked on here."""
+        return bool(self._calls)
+
+    def give_up(self, number: int) -> None:
+        """Nobody waits for this reply any more."""
+        self._cancel(number)
+
+    def answer_foreign(self, number: int, header: ResponseHeader, body: bytes) -> None:
+        """The reply to a request that the agent before this one worked on."""
+        codec = self._foreign.pop(number, None)
+        if codec is not None:
+            self._respond(number, codec, header, body)
+
+    def fail_foreign(self, why: str) -> None:
+        """The agent before this one died with what it worked on."""
+        foreign, self._foreign = self._foreign, {}
+        for number, codec in foreign.items():
+            em = f"{self.service}: {why}; the request may have been executed"
+            self._answer(number, codec, Failure(Ec.REMOTING, em))
 
     # From outside
 

@@ -150,6 +150,14 @@ class MeshUpstream:
         if asked is not None:
             asked.on_reply(Unsent(f"{self.address}: {why}"))
 
+    @property
+    def last_number(self) -> int:
+        """Its connection knows."""
+        return 0
+
+    def number_after(self, _last_number: int) -> None:
+        """Its connection does."""
+
     def forget(self, number: int) -> bool:
         """Whoever asked has gone: the peer is told, and tells the service if it can."""
         if self._asked.pop(number, None) is not None and number > 0:

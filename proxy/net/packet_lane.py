@@ -7,6 +7,7 @@ alone. Opened when it is first needed, and again after it has ended.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,6 +74,35 @@ class PacketLane:
     def owes(self) -> bool:
         """Whether a request was passed on and not answered."""
         return bool(self._unanswered or self._queue)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is under way: no connection on its way, no answer to come."""
+        return not (self.owes or self._is_dialling or self._parser.mid_frame)
+
+    @property
+    def is_mid_packet(self) -> bool:
+        """Whether an answer has begun and is not complete."""
+        return self._parser.mid_frame
+
+    @property
+    def stream(self) -> Stream | None:
+        return self._stream
+
+    def adopt(self, sock: socket.socket, unsent: bytes) -> None:
+        """Use this connection, which is idle, as if it had been opened here."""
+        self._lane.adopt(sock)
+        self.open()
+        if self._stream is not None:
+            self._stream.write(unsent)
+
+    def detach(self) -> None:
+        """Another process has the connection: forget it."""
+        self._closed = True
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.detach()
+        self._lane.detach()
 
     def open(self) -> None:
         """Connect now, or take over what the lane has opened."""

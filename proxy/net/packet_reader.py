@@ -65,12 +65,21 @@ class PacketReader:
         if self._parser.mid_frame:
             self._start_timer()
 
-    def take_all(self) -> bytes:
+    def peek_all(self) -> bytes:
         """Every byte that was read and not served, in its order."""
+        return b"".join(packet.raw for packet in self.packets) + self._parser.pending
+
+    def take_all(self) -> bytes:
+        """The same, and forget them."""
         self.stop_timer()
-        packets = b"".join(packet.raw for packet in self.packets)
+        rest = self.peek_all()
         self.packets.clear()
-        return packets + self._parser.pending
+        return rest
+
+    def resume_timer(self) -> None:
+        """Count anew, after a pause in which nothing was read."""
+        if self._parser.mid_frame:
+            self._start_timer()
 
     def _start_timer(self) -> None:
         if self._timer is None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
+from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict, died_with
 from proxy.core.heavy import Done, Job
 from proxy.core.message import Failure, Outcome
 from proxy.core.model import Address
-from proxy.core.packets import Request, found_request, read_request, refuse
+from proxy.core.packets import Request, found_request, head_of, read_request, refuse
 from proxy.core.translate import packet_failure, packet_reply
 from proxy.net.backend import Backend, Call
+from proxy.net.facts import facts_of
+from proxy.net.moved import CannotMove, Kind, Moved
 from proxy.net.packet_lane import PacketLane
 from proxy.net.packet_reader import PacketReader
 from proxy.net.served import Mode, SessionSettings
@@ -24,9 +26,10 @@ from proxy.net.splice import Splice as SplicedPair
 from proxy.net.stream import Stream
 from proxy.wire.detect import Protocol
 from proxy.wire.moa import Ec
-from proxy.wire.turbo import Form, Packet, PacketLimits
+from proxy.wire.turbo import Cmd, Form, Packet, PacketLimits
 
 _FORMS = {Protocol.TURBO: Form.PACKET19, Protocol.TURBO9: Form.PACKET9}
+_KINDS = {Protocol.TURBO: Kind.TURBO, Protocol.TURBO9: Kind.TURBO9}
 
 
 class PacketSession:
@@ -40,6 +43,7 @@ class PacketSession:
         judge: Callable[[Packet, Request, PacketSession], Verdict],
         on_end: Callable[[PacketSession], None],
     ) -> None:
+        self._number = taken.number
         self.peer = taken.peer
         self.mode = Mode.MOA
         self.protocol = taken.protocol
@@ -48,6 +52,8 @@ class PacketSession:
         self.requests = 0
         self.started_s = forwarder.loop.time()
         self.client = taken.client
+        self.notes = taken.notes
+        """The same as the client's, when there is a board."""
         self._loop = forwarder.loop
         self._settings = settings
         self._forwarder = forwarder
@@ -55,6 +61,8 @@ class PacketSession:
         self._judge = judge
         self._on_end = on_end
         self._first = taken.first
+        self._moved: Moved | None = None
+        """Between `restore` and `start`."""
         form = _FORMS[taken.protocol]
         self._reader = PacketReader(
             forwarder.loop,
@@ -79,6 +87,8 @@ class PacketSession:
         self._is_pumping = False
         self._is_closing = False
         self._has_ended = False
+        self._on_settled: Callable[[], None] | None = None
+        """While it is frozen."""
 
     def start(self) -> None:
         """Begin with the bytes that were read already; calls `on_end` when it is over."""
@@ -86,7 +96,18 @@ class PacketSession:
         self.client.on_eof = self._pump
         self.client.on_close = self._on_client_close
         self.client.on_drain = self._on_client_drain
-        if self._is_awaited:
+        moved, self._moved = self._moved, None
+        if moved is not None:
+            self.client.write(moved.to_client)
+            if moved.server is not None:
+                self._lane.adopt(moved.server, moved.to_server)
+                if self.notes is not None:
+                    self.notes.far_is_idle(self._lane.stream)
+            for head in moved.lost_packets:
+                packet = head_of(head, self._reader.form)
+                em = died_with(self.service)
+                self.client.write(packet_failure(Failure(Ec.REMOTING, em), packet))
+        elif self._is_awaited:
             # What the dialled server does with it is ours to hear from now on.
             self._lane.open()
         first, self._first = self._first, b""
@@ -174,6 +195,9 @@ class PacketSession:
         if self._is_over():
             return
         self._throttle()
+        if self._on_settled is not None:
+            self._tell_settled()
+            return
         if self._in_question is not None:
             return
         if not self._reader.packets and not self._calls and not self._lane.owes:
@@ -183,7 +207,8 @@ class PacketSession:
         return self._is_splicing or self._is_closing or self._has_ended
 
     def _is_held(self) -> bool:
-        return self._in_question is not None or self._is_over()
+        frozen = self._on_settled is not None
+        return frozen or self._in_question is not None or self._is_over()
 
     def _has_room(self) -> bool:
         return (
@@ -231,23 +256,37 @@ class PacketSession:
             self._begin_splice(packet.raw)
             return
         self.requests += 1
+        is_request = packet.cmd is Cmd.REQ
+        if self.notes is not None and is_request:
+            self.notes.owe(packet.opaque, packet.raw)
         if isinstance(verdict, Answer):
-            self.client.write(verdict.reply)
+            self._reply(packet, verdict.reply)
         elif isinstance(verdict, Forward):
             self._forward(packet, verdict)
         else:
             self._pass_on(packet, verdict)
+        if self.notes is not None and not is_request:
+            # Who asks for a sign of life rather gets two than none.
+            self.notes.pass_over(len(packet.raw))
+
+    def _reply(self, packet: Packet, data: bytes) -> None:
+        """Write the answer to a packet of the client's."""
+        if self.notes is not None:
+            self.notes.settle(packet.opaque, self.client.bytes_out + len(data))
+        self.client.write(data)
 
     def _forward(self, packet: Packet, verdict: Forward) -> None:
-        self.spoke_moa = True
-        self.service = verdict.request.route.uri
+        if not self.spoke_moa or verdict.request.route.uri != self.service:
+            self.spoke_moa = True
+            self.service = verdict.request.route.uri
+            self.describe()
         size = len(packet.raw)
 
         def on_outcome(outcome: Outcome) -> None:
             self._calls.pop(exchange, None)
             self._called_bytes -= size
             limit = self._forwarder.settings.max_body_bytes
-            self.client.write(packet_reply(outcome, packet, limit))
+            self._reply(packet, packet_reply(outcome, packet, limit))
             self._pump()
 
         exchange = self._forwarder.prepare(verdict.request, on_outcome, self.peer.caller)
@@ -259,19 +298,26 @@ class PacketSession:
 
     def _pass_on(self, packet: Packet, verdict: ToOriginal) -> None:
         self._metrics.passed_on += 1
-        self.service = verdict.uri or self.service
+        if verdict.uri and verdict.uri != self.service:
+            self.service = verdict.uri
+            self.describe()
 
         def unreachable() -> None:
             if verdict.instead is None:
                 self.client.abort()
             else:
-                self.client.write(verdict.instead())
+                self._reply(packet, verdict.instead())
                 self._pump()
 
         self._lane.send(packet, unreachable, is_patient=verdict.instead is None)
 
     def on_lane_packet(self, packet: Packet) -> None:
-        self.client.write(packet.raw)
+        if packet.cmd is Cmd.RESP:
+            self._reply(packet, packet.raw)
+        else:
+            self.client.write(packet.raw)
+        if self.notes is not None and not self._lane.is_mid_packet:
+            self.notes.far_is_idle(self._lane.stream)
         if self.client.is_congested:
             self._lane.pause()
         self._pump()
@@ -283,7 +329,7 @@ class PacketSession:
         """Who waits is told; a client that only the dialled server serves ends as that did."""
         em = f"{self.peer.original} {why} before it replied; the request may have been executed"
         for packet in unanswered:
-            self.client.write(packet_failure(Failure(Ec.REMOTING, em), packet))
+            self._reply(packet, packet_failure(Failure(Ec.REMOTING, em), packet))
         if self._expects_moa or self._calls:
             self._pump()
         elif was_reset:
@@ -322,11 +368,111 @@ class PacketSession:
             return
         self._metrics.spliced += 1
         to_server, self._to_server = self._to_server, b""
+        if self.notes is not None:
+            self.notes.join(self.client, server, len(to_server), len(to_client))
+        if self._on_settled is not None:
+            server.hold()
         self._spliced = SplicedPair(
             self.client, server, to_server=to_server, to_client=to_client, on_end=self._end
         )
+        self._tell_settled()
+
+    # Changing hands (docs/UPGRADE.md)
+
+    def freeze(self, on_settled: Callable[[], None]) -> None:
+        """Finish what has begun and begin nothing; calls back from the loop once `export` can
+        be called, unless the client leaves before."""
+        self._on_settled = on_settled
+        self._reader.stop_timer()
+        self.client.hold()
+        if self._spliced is not None:
+            self._spliced.hold()
+        self._loop.call_soon(self._tell_settled)
+
+    def thaw(self) -> None:
+        """Go on as if nothing had been."""
+        if self._on_settled is None or self._has_ended:
+            return
+        self._on_settled = None
+        self.client.unhold()
+        if self._lane.stream is not None:
+            self._lane.stream.unhold()
+        if self._spliced is not None:
+            self._spliced.unhold()
+        elif not self._is_splicing:
+            self._reader.resume_timer()
+            self._pump()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it could change hands now."""
+        if self._has_ended or self._is_closing:
+            return False
+        if self._is_splicing:
+            return self._spliced is not None
+        is_under_way = self._calls or self._in_question is not None
+        return not is_under_way and self._lane.is_settled and self._reader.error is None
+
+    def _tell_settled(self) -> None:
+        if self._on_settled is not None and self.is_settled:
+            self._on_settled()
+
+    def export(self) -> Moved:
+        """All that another agent needs to go on. Raises CannotMove when it is not settled."""
+        if not self.is_settled:
+            raise CannotMove(f"the packets of {self.peer.client} are not settled")
+        to_client, to_server, server = self.client.hand_out(), b"", self._lane.stream
+        kind, unread = _KINDS.get(self.protocol, Kind.RAW), self._reader.peek_all()
+        if self._spliced is not None:
+            kind, server, unread = Kind.RAW, self._spliced.server, b""
+        if server is not None:
+            server.hold()
+            to_server = server.hand_out()
+        return Moved(
+            number=self._number,
+            kind=kind,
+            direction=self.peer.direction,
+            client=self.client.sock,
+            server=server.sock if server is not None else None,
+            original=self.peer.original,
+            caller=self.peer.caller,
+            unread=unread,
+            to_client=to_client,
+            to_server=to_server,
+            spoke_moa=self.spoke_moa,
+            service=self.service,
+            requests=self.requests,
+            started_s=self.started_s,
+        )
+
+    def let_go(self) -> None:
+        """Another agent has it: forget it, and say nothing to anybody."""
+        self._on_settled = None
+        self.client.detach()
+        if self._moved is not None and self._moved.server is not None:
+            self._moved.server.close()
+        if self._spliced is not None:
+            self._spliced.detach()
+        self._lane.detach()
+        self._end()
+
+    def restore(self, moved: Moved) -> None:
+        """Be what `moved` was; `start` goes on where the other agent stopped."""
+        self.spoke_moa, self.service = moved.spoke_moa, moved.service
+        self.requests, self.started_s = moved.requests, moved.started_s
+        self._moved = moved
 
     # From outside
+
+    @property
+    def facts(self) -> bytes:
+        """Who the client is, for the board."""
+        return facts_of(self, self._number)
+
+    def describe(self) -> None:
+        """Note the facts, some of which have changed."""
+        if self.notes is not None:
+            self.notes.describe(self.facts)
 
     @property
     def upstream(self) -> Address | None:

@@ -236,17 +236,19 @@ class Pool:
         elif self._closed:
             result.close()
         else:
-            upstream = self._make(result)
-            upstream.used_s = self._loop.time()
-            upstream.on_idle_loss = partial(self._on_idle_loss, upstream)
-            upstream.on_room = partial(self._on_room, upstream)
-            if upstream.looks_alive():
-                self._open.add(upstream)
-                self._offer(upstream)
-            else:
-                # As good as refused; dialling again would go on for ever.
-                upstream.close()
-                self._on_refused(ConnectionResetError(errno.ECONNRESET, "closed at once"))
+            self._welcome(self._make(result))
+
+    def _welcome(self, upstream: Upstream) -> None:
+        upstream.used_s = self._loop.time()
+        upstream.on_idle_loss = partial(self._on_idle_loss, upstream)
+        upstream.on_room = partial(self._on_room, upstream)
+        if upstream.looks_alive():
+            self._open.add(upstream)
+            self._offer(upstream)
+        else:
+            # As good as refused; dialling again would go on for ever.
+            upstream.close()
+            self._on_refused(ConnectionResetError(errno.ECONNRESET, "closed at once"))
 
     def _on_refused(self, error: OSError) -> None:
         self._redial_at_s = self._loop.time() + REDIAL_S
@@ -288,6 +290,37 @@ class Pool:
 
         timer = self._loop.call_later(PING_TIMEOUT_S, forget)
         upstream.ping(answered, forget)
+
+    # Connections that change hands (docs/UPGRADE.md)
+
+    def set_aside(self, every: int) -> list[Upstream]:
+        """Every so many of the connections that no request is on; none goes on them, and
+        nothing is read of them, until they are put back."""
+        aside = [u for u in self._free if u not in self._lent and u.looks_alive()][::every]
+        for upstream in aside:
+            self._free.remove(upstream)
+            upstream.stream.hold()
+        return aside
+
+    def put_back(self, upstream: Upstream) -> None:
+        """Use it again."""
+        upstream.stream.unhold()
+        self._offer(upstream)
+
+    def detach(self, upstream: Upstream) -> None:
+        """Another process has it: forget it without a word to the server."""
+        self._open.discard(upstream)
+        upstream.stream.detach()
+
+    def adopt(self, sock: socket.socket, last_number: int) -> None:
+        """Use a connection that no request is on, whose requests had numbers up to this one;
+        closed when there is no room for it."""
+        if self._closed or len(self._open) + len(self._dials) >= self._size:
+            sock.close()
+            return
+        upstream = self._make(sock)
+        upstream.number_after(last_number)
+        self._welcome(upstream)
 
     def drop_idle(self) -> None:
         """Close the connections that no request is on."""

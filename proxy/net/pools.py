@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
 
@@ -110,6 +110,31 @@ class Pools:
         """Requests in flight at an instance, from all callers, as its agent said last."""
         mesh = self._mesh_pools.get(address)
         return None if mesh is None else mesh.load_hint
+
+    # Connections that change hands (docs/UPGRADE.md)
+
+    def set_aside(self, every: int) -> Iterator[tuple[Pool, Wire, Upstream]]:
+        """See `Pool.set_aside`: of all pools."""
+        for by_wire in self._pools.values():
+            for wire, pool in by_wire.items():
+                for upstream in pool.set_aside(every):
+                    yield pool, wire, upstream
+
+    def meet(self, addresses: Iterable[Address]) -> None:
+        """Connect to the agents of these instances, before a request would."""
+        for address in addresses:
+            mesh = self._mesh_pools.get(address) or self._new_mesh(address)
+            if mesh is not None:
+                mesh.is_ready()
+
+    def met(self) -> list[Address]:
+        """Instances whose agents have shown that they speak the mesh protocol."""
+        return [address for address, pool in self._mesh_pools.items() if pool.connections]
+
+    def retire_mesh(self) -> None:
+        """End the connections to agents in peace: requests go another way from now on."""
+        while self._mesh_pools:
+            self._mesh_pools.popitem()[1].close()
 
     def retain(self, addresses: AbstractSet[Address]) -> None:
         """Close the pools of all other addresses."""

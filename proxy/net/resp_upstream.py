@@ -101,6 +101,13 @@ class RespUpstream:
         self.stream.write(request)
         return 0
 
+    @property
+    def last_number(self) -> int:
+        return 0
+
+    def number_after(self, _last_number: int) -> None:
+        """Requests have none."""
+
     def forget(self, _number: int) -> bool:
         """A late reply could not be told from the next one: only `close` is left."""
         return False

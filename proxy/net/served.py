@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.core.model import Address, PeerAgent
 from proxy.net.lane import LaneSettings
 from proxy.net.stream import Stream
 from proxy.wire.detect import Protocol as Spoken
 from proxy.wire.resp import Limits
+
+if TYPE_CHECKING:
+    from proxy.net.moved import Moved
 
 
 class Mode(StrEnum):
@@ -78,3 +82,23 @@ class Served(Protocol):
 
     def close(self) -> None:
         """End it now; a request under way is not answered."""
+
+    # Changing hands (docs/UPGRADE.md)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it could change hands now."""
+
+    def freeze(self, on_settled: Callable[[], None]) -> None:
+        """Finish what has begun and begin nothing; calls back from the loop, maybe more than
+        once, when `export` can be called, unless the client leaves before."""
+
+    def thaw(self) -> None:
+        """Go on as if nothing had been, also after `export`."""
+
+    def export(self) -> Moved:
+        """All that another agent needs to go on; the sockets stay this one's, untouched, until
+        `let_go` or `thaw`. Raises CannotMove when it is not settled."""
+
+    def let_go(self) -> None:
+        """Another agent has it: forget it, and say nothing to anybody."""

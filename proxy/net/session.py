@@ -14,11 +14,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
+from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict, judge_again
 from proxy.core.model import Address
 from proxy.core.translate import resp_reply
 from proxy.net.backend import Backend, Call
+from proxy.net.facts import facts_of
 from proxy.net.lane import Lane
+from proxy.net.moved import CannotMove, Kind, Moved, RedisState
+from proxy.net.notes import Notes
 from proxy.net.resp_upstream import RespUpstream
 from proxy.net.served import Mode, Peer, SessionSettings
 from proxy.net.splice import Splice as SplicedPair
@@ -26,7 +29,7 @@ from proxy.net.stream import Stream
 from proxy.wire.detect import Protocol, detect
 from proxy.wire.moa import Ec, error_body
 from proxy.wire.redis_server import SessionState
-from proxy.wire.resp import Command, ProtocolError, RequestParser, bulk, error
+from proxy.wire.resp import Command, ProtocolError, Reply, RequestParser, bulk, error
 
 _QUEUED_COMMANDS = 1024
 """Commands read ahead of the one that is served; beyond, the client is not read."""
@@ -41,20 +44,24 @@ _HANDED_OVER = SPOKEN - {Protocol.RESP}
 class HandOver(NamedTuple):
     """A client that does not speak RESP, with `first` as its first bytes."""
 
+    number: int
     loop: asyncio.AbstractEventLoop
     client: Stream
     lane: Lane
     peer: Peer
     protocol: Protocol
     first: bytes
+    notes: Notes | None
 
 
 class _Slot:
     """A place in the order of replies."""
 
-    __slots__ = ("exchange", "reply")
+    __slots__ = ("exchange", "reply", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+        """Of its command, with what came before it."""
         self.reply: bytes | None = None
         self.exchange: Call | None = None
 
@@ -83,6 +90,8 @@ class Session:
         self.requests = 0
         self.started_s = forwarder.loop.time()
         self.client = Stream(forwarder.loop, sock)
+        self.notes: Notes | None = None
+        """The same as the client's, when there is a board."""
         self._loop: asyncio.AbstractEventLoop = forwarder.loop
         self._settings = settings
         self._forwarder = forwarder
@@ -110,6 +119,12 @@ class Session:
         self._is_closing = False
         self._is_pumping = False
         self._has_ended = False
+        self._on_settled: Callable[[], None] | None = None
+        """While it is frozen."""
+        self._moved: Moved | None = None
+        """Between `restore` and `start_restored`."""
+        self._begun_before = 0
+        """Commands at the head of the input that another agent had begun before it died."""
         self._slow_timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
 
@@ -121,12 +136,15 @@ class Session:
         self.client.on_eof = self._on_client_eof
         self.client.on_close = self._on_client_close
         self.client.on_drain = self._pump
-        if not self._expects_moa:
-            # The server may be the one that speaks first.
+        self._start_silence_timer()
+        self.client.resume_reading()
+
+    def _start_silence_timer(self) -> None:
+        """The server may be the one that speaks first."""
+        if self.mode is Mode.DETECTING and not self._unread and not self._expects_moa:
             self._silence_timer = self._loop.call_later(
                 self._settings.detect_wait_s, self._lane.use, self._on_silence
             )
-        self.client.resume_reading()
 
     def _on_silence(self, upstream: RespUpstream | None) -> None:
         """Nobody has spoken, and the dialled server was asked for: now we hear it."""
@@ -163,6 +181,8 @@ class Session:
             self._cancel_slow_timer()
             self.mode = Mode.MOA
             self._unread = b""
+            if self.notes is not None:
+                self.notes.become(Kind.RESP)
             self._parse(first)
 
     def _hand_over(self, protocol: Protocol, first: bytes) -> None:
@@ -171,15 +191,25 @@ class Session:
         self.mode = Mode.MOA
         self._unread = b""
         self._has_ended = True
+        self._on_settled = None
         self.client.on_drain = lambda: None
-        taken = HandOver(self._loop, self.client, self._lane, self.peer, protocol, first)
-        self._on_other(taken)
+        if protocol is Protocol.MESH:
+            self.client.forget()
+        elif self.notes is not None:
+            self.notes.become(Kind(protocol.value))
+        self._on_other(self._as_taken(protocol, first))
+
+    def _as_taken(self, protocol: Protocol, first: bytes) -> HandOver:
+        number, client, lane = self.state.client_id, self.client, self._lane
+        return HandOver(number, self._loop, client, lane, self.peer, protocol, first, self.notes)
 
     def _parse(self, data: bytes) -> None:
         commands: list[Command] = []
         # What broke the protocol is in the parser's `error`; see _after_pump.
         with suppress(ProtocolError):
             commands = self._parser.feed(data)
+        if self._parser.has_dropped and self.notes is not None:
+            self.notes.lose_track()
         for command in commands:
             self._commands.append(command)
             self._queued_bytes += len(command.raw)
@@ -289,6 +319,7 @@ class Session:
                 and len(self._slots) < self._settings.pipeline_depth
                 and not self.client.is_congested
                 and not (self._is_splicing or self._is_closing or self._has_ended)
+                and self._on_settled is None
             ):
                 command = self._commands.popleft()
                 self._queued_bytes -= len(command.raw)
@@ -302,6 +333,9 @@ class Session:
 
     def _after_pump(self) -> None:
         self._throttle()
+        if self._on_settled is not None:
+            self._tell_settled()
+            return
         if self._commands or self._slots:
             return
         if self._parser.error is not None:
@@ -334,15 +368,24 @@ class Session:
         if isinstance(verdict, Splice):
             self._begin_splice(command.skipped + command.raw + self._unparsed())
             return
+        if self._begun_before:
+            self._begun_before -= 1
+            verdict = judge_again(command, verdict, self._forwarder.settings.policies)
         self.requests += 1
-        slot = _Slot()
+        slot = _Slot(len(command.skipped) + len(command.raw))
         self._slots.append(slot)
+        if self.notes is not None:
+            self.notes.begin(slot.size)
         if isinstance(verdict, Answer):
             self._is_closing = self.state.closing
+            if command.name != b"PING":
+                self.describe()
             self._fulfil(slot, verdict.reply)
         elif isinstance(verdict, Forward):
-            self.spoke_moa = True
-            self.service = verdict.request.route.uri
+            if not self.spoke_moa or verdict.request.route.uri != self.service:
+                self.spoke_moa = True
+                self.service = verdict.request.route.uri
+                self.describe()
             exchange = self._forwarder.prepare(
                 verdict.request,
                 lambda outcome: self._fulfil(slot, resp_reply(outcome, self._max_body)),
@@ -356,7 +399,9 @@ class Session:
     def _pass_on(self, command: Command, verdict: ToOriginal, slot: _Slot) -> None:
         """Send one command to the address that was dialled."""
         self._metrics.passed_on += 1
-        self.service = verdict.uri or self.service
+        if verdict.uri and verdict.uri != self.service:
+            self.service = verdict.uri
+            self.describe()
 
         def unreachable() -> None:
             if verdict.instead is None:
@@ -372,15 +417,21 @@ class Session:
             em = f"{verdict.uri}: {why} before it replied; the request may have been executed"
             self._fulfil(slot, bulk(error_body(Ec.REMOTING, em)))
 
-        self._lane.request(
-            command.raw, lambda reply: self._fulfil(slot, reply.raw), lost, unreachable
-        )
+        def replied(reply: Reply) -> None:
+            if self.notes is not None:
+                self.notes.far_is_idle(self._lane.idle_stream)
+            self._fulfil(slot, reply.raw)
+
+        self._lane.request(command.raw, replied, lost, unreachable)
 
     def _fulfil(self, slot: _Slot, reply: bytes) -> None:
         slot.reply = reply
         slot.exchange = None
         while self._slots and self._slots[0].reply is not None:
-            self.client.write(self._slots.popleft().reply or b"")
+            head = self._slots.popleft()
+            if self.notes is not None:
+                self.notes.done += head.size
+            self.client.write(head.reply or b"")
         if self._is_closing and not self._slots:
             self._end_client()
         else:
@@ -388,10 +439,14 @@ class Session:
 
     # Traffic that is not MOA
 
-    def _unparsed(self) -> bytes:
-        """Take every byte that was read and not served, in its order."""
+    def _peek_unparsed(self) -> bytes:
+        """Every byte that was read and not served, in its order."""
         commands = b"".join(c.skipped + c.raw for c in self._commands)
-        rest = self._unread + commands + self._parser.pending
+        return self._unread + commands + self._parser.pending
+
+    def _unparsed(self) -> bytes:
+        """Take every byte that was read and not served."""
+        rest = self._peek_unparsed()
         self._commands.clear()
         self._queued_bytes = 0
         self._unread = b""
@@ -440,11 +495,162 @@ class Session:
         self._metrics.spliced += 1
         server, to_client = upstream.take_stream()
         to_server, self._unread = self._unread, b""
+        if self._on_settled is not None:
+            server.hold()
+        self._join(server, to_server=to_server, to_client=to_client)
+        self._tell_settled()
+
+    def _join(self, server: Stream, *, to_server: bytes, to_client: bytes) -> None:
+        if self.notes is not None:
+            self.notes.join(self.client, server, len(to_server), len(to_client))
         self._spliced = SplicedPair(
             self.client, server, to_server=to_server, to_client=to_client, on_end=self._end
         )
 
+    # Changing hands (docs/UPGRADE.md)
+
+    def freeze(self, on_settled: Callable[[], None]) -> None:
+        """Finish what has begun and begin nothing; calls back from the loop once `export` can
+        be called, unless the client leaves before."""
+        self._on_settled = on_settled
+        self._cancel_slow_timer()
+        self._cancel_silence_timer()
+        self.client.hold()
+        if self._spliced is not None:
+            self._spliced.hold()
+        elif self.mode is Mode.DETECTING and not self._is_splicing:
+            self._lane.stop_dialling()
+        self._loop.call_soon(self._tell_settled)
+
+    def thaw(self) -> None:
+        """Go on as if nothing had been."""
+        if self._on_settled is None or self._has_ended:
+            return
+        self._on_settled = None
+        self.client.unhold()
+        if self._lane.idle_stream is not None:
+            self._lane.idle_stream.unhold()
+        if self._spliced is not None:
+            self._spliced.unhold()
+        elif not self._is_splicing:
+            if self._unread or self._parser.mid_frame:
+                self._start_slow_timer()
+            self._start_silence_timer()
+            self._pump()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it could change hands now."""
+        if self._has_ended or self._is_closing:
+            return False
+        if self._is_splicing:
+            return self._spliced is not None
+        return not self._slots and self._lane.is_settled and self._parser.error is None
+
+    def _tell_settled(self) -> None:
+        if self._on_settled is not None and self.is_settled:
+            self._on_settled()
+
+    def export(self) -> Moved:
+        """All that another agent needs to go on. Raises CannotMove when it is not settled."""
+        if not self.is_settled:
+            raise CannotMove(f"session {self.state.client_id} is not settled")
+        kind = Kind.DETECTING if self.mode is Mode.DETECTING else Kind.RESP
+        to_client, to_server, server = self.client.hand_out(), b"", self._lane.idle_stream
+        if self._spliced is not None:
+            kind, server = Kind.RAW, self._spliced.server
+            to_server = server.hand_out()
+        elif server is not None:
+            server.hold()
+        return Moved(
+            number=self.state.client_id,
+            kind=kind,
+            direction=self.peer.direction,
+            client=self.client.sock,
+            server=server.sock if server is not None else None,
+            original=self.peer.original,
+            caller=self.peer.caller,
+            unread=self._peek_unparsed(),
+            to_client=to_client,
+            to_server=to_server,
+            spoke_moa=self.spoke_moa,
+            service=self.service,
+            requests=self.requests,
+            started_s=self.started_s,
+            redis=RedisState.of(self.state),
+        )
+
+    def let_go(self) -> None:
+        """Another agent has it: forget it, and say nothing to anybody."""
+        self._cancel_slow_timer()
+        self._cancel_silence_timer()
+        self._on_settled = None
+        self.client.detach()
+        if self._moved is not None and self._moved.server is not None:
+            self._moved.server.close()
+        if self._spliced is not None:
+            self._spliced.detach()
+        self._lane.detach()
+        self._end()
+
+    def as_hand_over(self, protocol: Protocol, moved: Moved) -> HandOver:
+        """What a session of this other protocol begins with, instead of this one."""
+        self._has_ended = True
+        return self._as_taken(protocol, moved.unread)
+
+    def restore(self, moved: Moved) -> None:
+        """Be what `moved` was, before `start_restored`."""
+        self.spoke_moa, self.service = moved.spoke_moa, moved.service
+        self.requests, self.started_s = moved.requests, moved.started_s
+        moved.redis.apply(self.state)
+        self._unread = moved.unread
+        self._moved = moved
+
+    def start_restored(self) -> None:
+        """Go on where the other agent stopped."""
+        moved, self._moved = self._moved, None
+        assert moved is not None
+        self.client.on_data = self._on_client_data
+        self.client.on_eof = self._on_client_eof
+        self.client.on_close = self._on_client_close
+        self.client.on_drain = self._pump
+        if moved.kind is Kind.RAW:
+            assert moved.server is not None
+            self.mode, self.protocol, self._is_splicing = Mode.RAW, Protocol.OTHER, True
+            to_client = moved.to_client + moved.from_server
+            server = Stream(self._loop, moved.server)
+            self._join(server, to_server=moved.to_server + moved.unread, to_client=to_client)
+            self._unread = b""
+            return
+        self.client.write(moved.to_client)
+        if moved.server is not None:
+            self._lane.adopt(moved.server)
+            if self.notes is not None:
+                self.notes.far_is_idle(self._lane.idle_stream)
+        first, self._unread = self._unread, b""
+        self._begun_before = moved.begun
+        if moved.kind is Kind.DETECTING:
+            if first:
+                self._detect(first)
+            else:
+                self._start_silence_timer()
+        else:
+            self.mode, self.protocol = Mode.MOA, Protocol.RESP
+            self._parse(first)
+        if not self._has_ended and not self._is_splicing:
+            self._throttle()
+
     # From outside
+
+    @property
+    def facts(self) -> bytes:
+        """Who the client is and what it has said of itself, for the board."""
+        return facts_of(self, self.state.client_id, RedisState.of(self.state))
+
+    def describe(self) -> None:
+        """Note the facts, some of which have changed."""
+        if self.notes is not None:
+            self.notes.describe(self.facts)
 
     @property
     def upstream(self) -> Address | None:

@@ -88,6 +88,27 @@ class Splice:
                 HALF_CLOSED_IDLE_S, self._watch_silence, now_moved
             )
 
+    @property
+    def server(self) -> Stream:
+        """The other end of the client's connection."""
+        return self._server
+
+    def hold(self) -> None:
+        """Read nothing of either side: the pair may leave soon."""
+        self._client.hold()
+        self._server.hold()
+
+    def unhold(self) -> None:
+        self._client.unhold()
+        self._server.unhold()
+
+    def detach(self) -> None:
+        """Another process has both: forget them; `on_end` is not called."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._client.detach()
+        self._server.detach()
+
     def abort(self) -> None:
         self._client.abort()
         self._server.abort()

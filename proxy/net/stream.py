@@ -14,6 +14,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from proxy.net.sockets import set_reset_on_close
 
@@ -34,6 +35,25 @@ def _ignore() -> None:
     return
 
 
+class StreamNotes(Protocol):
+    """What a stream writes down as it goes (`proxy/net/notes.py`)."""
+
+    def receive(self, sock: socket.socket, before: int) -> bytes:
+        """As `recv` of up to READ_SIZE, after `before` bytes."""
+
+    def writing(self, written: int) -> None:
+        """Bytes are about to be handed to the kernel: so many with them."""
+
+    def keep(self, data: bytes | memoryview, written: int, waiting: int) -> None:
+        """The kernel did not take these, the last of `written`; `waiting` in all."""
+
+    def flushed(self) -> None:
+        """The kernel has taken all that it had not."""
+
+    def closed(self) -> None:
+        """The descriptor is about to be closed, or belongs to another agent."""
+
+
 class Stream:
     """Reads and writes one connected, non-blocking socket, which it owns.
 
@@ -49,6 +69,7 @@ class Stream:
         "_fd",
         "_flush_close",
         "_flush_timer",
+        "_held",
         "_is_reading_on",
         "_loop",
         "_out",
@@ -59,6 +80,7 @@ class Stream:
         "_writing",
         "bytes_in",
         "bytes_out",
+        "notes",
         "on_close",
         "on_data",
         "on_drain",
@@ -78,10 +100,13 @@ class Stream:
         self.on_flushed: Callback = _ignore
         self.bytes_in = 0
         self.bytes_out = 0
+        self.notes: StreamNotes | None = None
+        """What outlives this process, if anything does."""
         self._out: deque[memoryview] = deque()
         self._buffered = 0
         self._is_reading_on = False
         self._paused = True
+        self._held = False
         self._peer_done = False
         self._poll: Callable[[float], object] | None = None
         self._eof_wanted = False
@@ -115,6 +140,17 @@ class Stream:
         """Whether the kernel has not yet taken all that was written."""
         return bool(self._out)
 
+    def count_from(self, read: int, written: int) -> None:
+        """Count from the beginning of the connection: so much had been read and sent by now."""
+        self.bytes_in, self.bytes_out = read, written + self._buffered
+
+    def hand_out(self) -> bytes:
+        """What the kernel has not yet taken; nothing more is sent until `unhold`."""
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+        return b"".join(self._out)
+
     @property
     def bytes_taken(self) -> int:
         """Bytes that the kernel has taken of what was written."""
@@ -123,12 +159,52 @@ class Stream:
     def resume_reading(self) -> None:
         if self._paused and not (self._closed or self._flush_close or self._peer_done):
             self._paused = False
-            self._loop.add_reader(self._fd, self._on_readable)
+            if not self._held:
+                self._loop.add_reader(self._fd, self._on_readable)
 
     def pause_reading(self) -> None:
         if not self._paused and not self._closed:
             self._paused = True
-            self._loop.remove_reader(self._fd)
+            if not self._held:
+                self._loop.remove_reader(self._fd)
+
+    def hold(self) -> None:
+        """Read nothing, whatever `resume_reading` says, until `unhold`: it may leave soon."""
+        if not self._held and not self._closed:
+            self._held = True
+            if not self._paused:
+                self._loop.remove_reader(self._fd)
+
+    def unhold(self) -> None:
+        if self._held and not self._closed:
+            self._held = False
+            if not self._paused:
+                self._loop.add_reader(self._fd, self._on_readable)
+            if self._out and not self._writing:
+                self._writing = True
+                self._loop.add_writer(self._fd, self._on_writable)
+
+    def detach(self) -> None:
+        """Let go without a word to the peer: another process has the socket, and goes on.
+
+        Our descriptor is closed, what waits to be sent is dropped, nothing is called back.
+        """
+        if self._closed:
+            return
+        self.hold()
+        self._drop_unsent()
+        self._closed = True
+        self.on_close = lambda _error: None
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self.forget()
+        self.sock.close()
+
+    def forget(self) -> None:
+        """Note nothing any more: nobody is to go on with this connection after us."""
+        if self.notes is not None:
+            self.notes.closed()
+            self.notes = None
 
     def _on_readable(self) -> None:
         """Read until nothing is left.
@@ -142,13 +218,17 @@ class Stream:
             return
         size = READ_SIZE
         for _ in range(READS_AT_ONCE):
-            if self._paused:
+            if self._paused or self._held:
                 return  # By what the last bytes led to.
             if size < READ_SIZE:
                 self._check_error()
                 return
+            notes = self.notes
             try:
-                data = self.sock.recv(READ_SIZE)
+                if notes is None:
+                    data = self.sock.recv(READ_SIZE)
+                else:
+                    data = notes.receive(self.sock, self.bytes_in)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as e:
@@ -206,6 +286,9 @@ class Stream:
             return
         size = len(data)
         self.bytes_out += size
+        notes = self.notes
+        if notes is not None:
+            notes.writing(self.bytes_out)
         if not self._out:
             try:
                 sent = self.sock.send(data)
@@ -219,6 +302,8 @@ class Stream:
             data = memoryview(data)[sent:]
         self._out.append(memoryview(data))
         self._buffered += len(data)
+        if notes is not None:
+            notes.keep(data, self.bytes_out, self._buffered)
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._on_writable)
@@ -233,6 +318,8 @@ class Stream:
         if not self._out:
             self._writing = False
             self._loop.remove_writer(self._fd)
+            if self.notes is not None:
+                self.notes.flushed()
             if self._flush_close:
                 self._finish(None)
                 return
@@ -296,6 +383,7 @@ class Stream:
         self.pause_reading()
         self._flush_close = True
         if not self._out:
+            self.forget()
             self._loop.call_soon(self._finish, self._send_error)
         else:
             self._watch_flush(left=-1)
@@ -311,6 +399,7 @@ class Stream:
     def abort(self) -> None:
         """Close with RST and drop what is not sent."""
         if not self._closed:
+            self.forget()
             set_reset_on_close(self.sock)
             self._flush_close = True
             self._drop_unsent()
@@ -332,5 +421,6 @@ class Stream:
         self._closed = True
         if self._flush_timer is not None:
             self._flush_timer.cancel()
+        self.forget()
         self.sock.close()
         self.on_close(error)

@@ -130,6 +130,14 @@ class TurboUpstream:
             if self._last not in self._asked and self._last not in self._pings:
                 return self._last
 
+    @property
+    def last_number(self) -> int:
+        return self._last
+
+    def number_after(self, last_number: int) -> None:
+        """See `Upstream`."""
+        self._last = last_number
+
     def forget(self, number: int) -> bool:
         """Whoever asked has gone; whether the server still lives is found out aside."""
         if self._asked.pop(number, None) is not None and self._probe is None and not self._lost:

@@ -8,6 +8,7 @@ from typing import Protocol
 from proxy.core.mesh_calls import MeshCall
 from proxy.core.message import Answer, Unsent
 from proxy.core.model import Address
+from proxy.net.stream import Stream
 
 Outgoing = bytes | MeshCall
 """A request as its wire takes it."""
@@ -27,6 +28,17 @@ class Upstream(Protocol):
     heard_s: float
     on_idle_loss: Callable[[], None]
     on_room: Callable[[], None]
+
+    @property
+    def stream(self) -> Stream:
+        """Its socket and what is read and written there."""
+
+    @property
+    def last_number(self) -> int:
+        """The highest number that a request had; 0 where requests have none."""
+
+    def number_after(self, last_number: int) -> None:
+        """Give requests numbers above this one: late replies to those before find nobody."""
 
     @property
     def capacity(self) -> int:

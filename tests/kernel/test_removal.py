@@ -54,12 +54,12 @@ def test_a_strangers_entry_in_the_root_is_left_and_named(root: Path) -> None:
 def test_pins_have_one_agent(root: Path) -> None:
     node = Node(root)
     with agent_lock(node.tree):
-        with pytest.raises(Busy, match="another agent serves"), node.agent_lock():
-            pass
+        with pytest.raises(Busy, match="another agent serves"):
+            node.lock_agent()
         assert root.exists()
     assert not root.exists()
-    with node.agent_lock():
-        pass
+    node.unlock_agent(node.lock_agent())
+    assert not root.exists()
 
 
 def test_agents_are_counted(mesh: Mesh) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 CORPUS: Final = Path(__file__).parent.parent / "fuzz" / "corpus"
-HARNESSES = ("resp", "turbo", "json_scan", "detect", "hessian", "mesh", "mesh_state")
+HARNESSES = ("resp", "turbo", "json_scan", "detect", "hessian", "mesh", "mesh_state", "handover")
 
 
 @pytest.mark.parametrize("name", HARNESSES)

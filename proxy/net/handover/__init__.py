@@ -1,0 +1,1 @@
+"""Sockets of one agent to another, one by one, while both serve (docs/UPGRADE.md)."""

@@ -1,0 +1,59 @@
+"""A supervisor's end of the link to an agent, for tests (docs/UPGRADE.md, "The link")."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from installer.link import MAX_DATAGRAM, link_path
+from tests.support.lab import LabError, wait_until
+
+Word = dict[str, Any]
+
+
+class LinkClient:
+    """Connected to one agent; keeps what it has said, beats and progress apart."""
+
+    def __init__(self, runtime_dir: Path, pid: int, timeout_s: float = 20.0) -> None:
+        """Waits for the agent to listen."""
+        path = link_path(runtime_dir, pid)
+        self.pid = pid
+        self.said: list[Word] = []
+        self.progress: list[Word] = []
+        self.beats: list[Word] = []
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        wait_until(lambda: _connects(self._sock, path), timeout_s, f"agent {pid} listens at {path}")
+
+    def do(self, what: str, **more: Any) -> None:
+        self._sock.send(json.dumps({"do": what, **more}).encode())
+
+    def wait(self, *says: str, timeout_s: float = 30.0) -> Word:
+        """The next word that is one of these; `LabError` when none comes, or it hangs up."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            self._sock.settimeout(max(0.01, deadline_s - time.monotonic()))
+            try:
+                datagram = self._sock.recv(MAX_DATAGRAM)
+            except OSError as error:
+                raise LabError(f"agent {self.pid}: no {says}: {error!r}; {self.said}") from None
+            if not datagram:
+                raise LabError(f"agent {self.pid} hung up, and did not say {says}: {self.said}")
+            word: Word = json.loads(datagram)
+            kept = {"beat": self.beats, "progress": self.progress}.get(word["say"], self.said)
+            kept.append(word)
+            if word["say"] in says:
+                return word
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def _connects(sock: socket.socket, path: Path) -> bool:
+    try:
+        sock.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True

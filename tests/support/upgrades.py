@@ -1,0 +1,137 @@
+"""Agents of one node that succeed each other, as a supervisor sees them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from installer.client import AgentClient, own_socket_name
+from tests.support.agents import Agent, write_config
+from tests.support.lab import LabNode, Running, wait_until
+from tests.support.link_client import LinkClient
+
+
+@dataclass(slots=True)
+class Generation:
+    """One agent's process and the link to it."""
+
+    node: LabNode
+    process: Running
+    link: LinkClient
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def client(self) -> AgentClient:
+        """Asks this very agent, whether it serves or not."""
+        return AgentClient(self.node.directory / "run" / own_socket_name(self.pid))
+
+    @property
+    def entrance(self) -> Path:
+        """Where its successor comes in."""
+        return self.node.directory / "run" / f"handover-{self.pid}.sock"
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.popen.poll() is None
+
+    def descriptors(self) -> list[str]:
+        """What each of its open descriptors is."""
+        found, directory = [], Path(f"/proc/{self.pid}/fd")
+        for entry in directory.iterdir():
+            try:
+                found.append(os.readlink(entry))
+            except FileNotFoundError:
+                continue
+        return sorted(found)
+
+    def sockets(self) -> int:
+        """How many sockets it has."""
+        return sum(name.startswith("socket:") for name in self.descriptors())
+
+    def pss_kib(self) -> int:
+        """Its memory, with its share of what it shares."""
+        rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+
+    def conns(self) -> list[dict[str, Any]]:
+        conns: list[dict[str, Any]] = self.client.conns()["conns"]
+        return conns
+
+    def retire(self) -> None:
+        """Tell a retired one to go, and see that it ends well."""
+        self.link.do("leave")
+        assert self.process.popen.wait(10) == 0, self.process.output
+
+
+@dataclass(slots=True)
+class Upgrades:
+    """The agents of a node; `serving` is the one that serves."""
+
+    node: LabNode
+    config: Path
+    serving: Generation
+    generations: list[Generation] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, node: LabNode, registry: str, extra: str = "", identity: str = "") -> Upgrades:
+        """Start the first one."""
+        config = write_config(node, registry, extra, identity)
+        first = _start(node, config)
+        first.process.wait_line('"ready"')
+        return cls(node, config, first, [first])
+
+    @property
+    def agent(self) -> Agent:
+        """The one that serves."""
+        return Agent(self.node, self.config, self.serving.process)
+
+    def prepare(self, config: Path | None = None, prefix: Sequence[str] = ()) -> Generation:
+        """Start a successor; returns when it says that it could take over."""
+        successor = self.start_successor(config, prefix)
+        successor.link.wait("ready")
+        return successor
+
+    def start_successor(self, config: Path | None = None, prefix: Sequence[str] = ()) -> Generation:
+        path = ("--take-over", str(self.serving.entrance))
+        successor = _start(self.node, config or self.config, path, prefix)
+        self.generations.append(successor)
+        return successor
+
+    def give(self, successor: Generation) -> Generation:
+        """Let the one that serves give everything to `successor`; returns the retired one."""
+        before = self.serving
+        before.link.do("give")
+        before.link.wait("given")
+        successor.link.wait("taken")
+        self.serving = successor
+        return before
+
+    def upgrade(self) -> Generation:
+        """One upgrade from beginning to end; returns the retired one."""
+        return self.give(self.prepare())
+
+
+def _start(
+    node: LabNode, config: Path, options: Sequence[str] = (), prefix: Sequence[str] = ()
+) -> Generation:
+    argv = [*prefix, sys.executable, "-I", "-m", "installer.agent", str(config), "--supervised"]
+    process = node.start("moa-agent", *argv, *options)
+    try:
+        link = LinkClient(node.directory / "run", process.pid)
+    except Exception as error:
+        raise AssertionError(f"{error}\n{process.output}") from error
+    return Generation(node, process, link)
+
+
+def wait_settled(generation: Generation, count: int) -> None:
+    """Until an agent has so many connections of clients."""
+    wait_until(
+        lambda: len(generation.conns()) == count, 20, f"{count} connections at {generation.pid}"
+    )
