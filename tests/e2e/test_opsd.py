@@ -215,6 +215,40 @@ def test_rolled_back_by_hand(world: World) -> None:
     assert json.loads(load.output.splitlines()[-1])["failures"] == []
 
 
+def test_new_agent_killed_while_it_bakes(world: World, measured: Measured) -> None:
+    """The old one, which is retired, takes everything from the dead one's keeper."""
+    first = world.wait_serving()
+    load = world.load(25)
+    lines = world.ops().ask({"do": "restart", "bake_s": 600})
+    new = next(line for line in lines if line["stage"] == "baking")["to"]["pid"]
+    before = world.requests()["total"]
+    wait_until(lambda: world.requests()["total"] > before + 100, 10, "the new one routes")
+    os.kill(new, signal.SIGKILL)
+    last = list(lines)[-1]
+    assert (last["outcome"], last["ok"]) == ("rolled back", False), world.words
+    assert last["text"] == "the new agent died: killed by SIGKILL", world.words
+    assert world.wait_serving() == first
+    load.popen.wait(40)
+    report = json.loads(load.output.splitlines()[-1])
+    assert {failure["kind"] for failure in report["failures"]} <= {"ec 303"}, report
+    measured("new agent killed -9 while it bakes", ok=report["ok"], failed=len(report["failures"]))
+
+
+def test_old_agent_killed_while_the_new_one_bakes(world: World) -> None:
+    """There is no way back then, and no harm."""
+    first = world.wait_serving()
+    load = world.load(20)
+    lines = world.ops().ask({"do": "restart", "bake_s": 3})
+    next(line for line in lines if line["stage"] == "baking")
+    os.kill(first, signal.SIGKILL)
+    seen = list(lines)
+    assert any(line["event"] == "warning" for line in seen)
+    assert seen[-1]["outcome"] == "upgraded"
+    assert world.wait_serving(other_than=first)
+    load.popen.wait(40)
+    assert json.loads(load.output.splitlines()[-1])["failures"] == []
+
+
 def test_upgrade_that_is_refused(world: World) -> None:
     """The check of a version that speaks another protocol; nothing is started."""
     first = world.wait_serving()
