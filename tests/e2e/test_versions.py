@@ -9,12 +9,9 @@ from pathlib import Path
 import pytest
 
 from installer.client import AgentClient
-from interceptor.node import Node
-from tests.e2e.clients.raw import DEMO
 from tests.e2e.conftest import Measured
-from tests.e2e.test_opsd import OPS, PORT, World
-from tests.support.agents import start_service, static_registry, write_config
 from tests.support.lab import Lab, wait_until
+from tests.support.supervised import World, start_world
 from tests.support.versions import environment_of
 
 pytestmark = pytest.mark.e2e
@@ -25,16 +22,7 @@ THIS = Path(sys.executable).parent.parent
 
 @pytest.fixture(scope="module")
 def world(lab: Lab) -> World:
-    a, b = lab.add_node("a"), lab.add_node("b")
-    start_service(b, PORT, name="b")
-    registry = static_registry(a.directory / "services.toml", {DEMO: [f"{b.ip4}:{PORT}"]})
-    world = World(a, b, write_config(a, registry, OPS))
-    world.start()
-    world.wait_serving()
-    node = Node(a.root)
-    node.add_scope(a.services)
-    node.switch(on=True)
-    return world
+    return start_world(lab)
 
 
 @pytest.fixture(scope="module")
