@@ -102,7 +102,7 @@ class Admin:
         app, facts, gauges = self._app, self._facts, self._app.gauges()
         listeners = app.listeners.all() if app.listeners else []
         ports = {"outbound": app.settings.outbound_port, "inbound": app.settings.inbound_port}
-        metrics = app.metrics
+        metrics = app.metrics.shown
         return web.json_response(
             {
                 "version": version("moa-interceptor"),
@@ -123,7 +123,7 @@ class Admin:
                     "failed": metrics.failed,
                     "transport_errors": metrics.transport_errors,
                     "retried": metrics.retried,
-                    "in_flight": metrics.in_flight,
+                    "in_flight": app.metrics.in_flight,
                 },
                 "mesh": {
                     "peers": gauges["mesh_peers"],

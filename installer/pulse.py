@@ -37,12 +37,12 @@ async def reconcile(gate: KernelGate) -> None:
 async def tell(app: ProxyApp, facts: AgentFacts, say: Callable[[dict[str, Any]], None]) -> None:
     """Tell the supervisor how things go (docs/UPGRADE.md, `beat`)."""
     metrics = app.metrics
-    ok, latency_s = metrics.ok, metrics.latency_s
+    count, latency_s = metrics.latencies, metrics.latency_s
     while True:
         await asyncio.sleep(TELL_S)
-        answered = metrics.ok - ok
-        mean_ms = 1000 * (metrics.latency_s - latency_s) / answered if answered > 0 else None
-        ok, latency_s = metrics.ok, metrics.latency_s
+        answered = metrics.latencies - count
+        mean_ms = 1000 * (metrics.latency_s - latency_s) / answered if answered else None
+        count, latency_s = metrics.latencies, metrics.latency_s
         say(
             {
                 "say": "beat",

@@ -53,6 +53,8 @@ class Possession:
     def __init__(self, app: ProxyApp, surroundings: Surroundings) -> None:
         self._app = app
         self._surroundings = surroundings
+        self._told_recv = 0
+        """Of what INFO tells: known to the other agent."""
         self._listeners: Listeners | None = None
         self._door: dict[str, socket.socket] = {}
 
@@ -82,23 +84,29 @@ class Possession:
         self._surroundings.on_resting()
 
     def step_forward(self) -> None:
+        self.keep_state()
         self._app.resume()
         self._surroundings.on_serving()
 
     def state(self, *, is_last: bool, with_table: bool) -> dict[str, bytes]:
         app = self._app
-        parts: dict[str, Any] = {"metrics": app.metrics.give()}
+        counters = app.front.counters
+        recv, self._told_recv = counters.recv - self._told_recv, counters.recv
+        parts: dict[str, Any] = {"metrics": app.metrics.give(), "info": {"recv": recv}}
         if not is_last:
             pools = app.forwarder.pools
             parts |= {
                 "services": {s.uri: s.export() for s in app.forwarder.services},
                 "known": app.known.export(),
-                "info": {"recv": app.front.counters.recv},
                 "mesh": [str(address) for address in pools.met()],
             }
             if with_table:
                 parts["table"] = _table_text(app.registry.table)
         return {name: json.dumps(part).encode() for name, part in parts.items()}
+
+    def keep_state(self) -> None:
+        self._app.metrics.take_back()
+        self._told_recv = 0
 
     def idle_upstreams(self, *, is_last: bool) -> list[IdleUpstream]:
         every = 1 if is_last else _SHARE_AT_FIRST
@@ -140,6 +148,7 @@ class Possession:
             # They were ours before, and the other agent had them from us.
             for sock in (*(self._listeners.all() if self._listeners else ()), *self._door.values()):
                 sock.close()
+            app.metrics.forget_given()
             app.resume()
         else:
             app.start(self._listeners, self._door)
@@ -172,7 +181,8 @@ class Possession:
                 self._app.forwarder.service(uri).restore(values)
 
     def _take_info(self, exported: Mapping[str, int]) -> None:
-        self._app.front.counters.recv += int(exported["recv"])
+        self._app.front.counters.recv += int(exported["recv"]) - self._told_recv
+        self._told_recv = 0
 
     def _meet(self, exported: list[str]) -> None:
         table = self._app.forwarder.table

@@ -212,12 +212,15 @@ class Attempt:
         """Tell the service what a reply shows of its instance; whether it is a failure."""
         exchange = self._exchange
         now_s = exchange.forwarder.loop.time()
+        if reply.header is not None and reply.header.load is not None:
+            node.told(reply.header.load, now_s)
         if reply.ec is not None and is_transport_failure(reply.ec):
             exchange.service.failed(node, self._begun_s, now_s, f"replied ec {reply.ec}")
             exchange.counts.transport_failures += 1
             return True
         exchange.service.succeeded(node, exchange.request.route.method, self._begun_s, now_s)
         exchange.forwarder.metrics.latency_s += now_s - self._begun_s
+        exchange.forwarder.metrics.latencies += 1
         return False
 
     def _on_loss(self, why: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -66,7 +66,18 @@ class Metrics:
     mesh_served: int = 0
     latency_s: float = 0.0
     """Sum over the attempts that an instance answered well; of this process alone."""
+    latencies: int = 0
+    """How many these are."""
     services: dict[str, ServiceCounts] = field(default_factory=dict)
+    _given: Metrics | None = None
+
+    @property
+    def shown(self) -> Metrics:
+        """What is to be shown: from `give` on, what was counted until then.
+
+        Whoever asks this agent and then its successor never sees a count go back.
+        """
+        return self._given or self
 
     def service(self, uri: str) -> ServiceCounts:
         """The counts of one service; beyond the bound, all share the name `(other)`."""
@@ -80,6 +91,9 @@ class Metrics:
     def give(self) -> dict[str, Any]:
         """What was counted, as JSON has it; from here on it is counted elsewhere, and here
         anew. `in_flight` stays: it is of what is under way here."""
+        if self._given is None:
+            services = {uri: replace(counts) for uri, counts in self.services.items()}
+            self._given = replace(self, services=services)
         given: dict[str, Any] = {name: getattr(self, name) for name in _COUNTERS}
         given["services"] = {uri: asdict(counts) for uri, counts in self.services.items()}
         for name in _COUNTERS:
@@ -89,6 +103,17 @@ class Metrics:
             for name in _SERVICE_COUNTERS:
                 setattr(counts, name, 0)
         return given
+
+    def take_back(self) -> None:
+        """What was given first was lost with who got it: count on from there."""
+        given, self._given = self._given, None
+        if given is not None:
+            services = {uri: asdict(counts) for uri, counts in given.services.items()}
+            self.take(asdict(given) | {"services": services})
+
+    def forget_given(self) -> None:
+        """It has come back with all else that the other agent counted (`take`)."""
+        self._given = None
 
     def take(self, given: Mapping[str, Any]) -> None:
         """Count what another agent counted. What this version does not count is left out."""
@@ -159,8 +184,9 @@ class _Exposition(Collector):
         self._health = health
 
     def collect(self) -> Iterator[Metric]:
+        shown = self._metrics.shown
         for name, help_text in _COUNTERS.items():
-            yield CounterMetricFamily(f"moa_{name}", help_text, getattr(self._metrics, name))
+            yield CounterMetricFamily(f"moa_{name}", help_text, getattr(shown, name))
         yield GaugeMetricFamily(
             "moa_in_flight", "routed requests under way", self._metrics.in_flight
         )
@@ -170,7 +196,7 @@ class _Exposition(Collector):
             _SERVICE_COUNTERS,
             {
                 uri: {name: getattr(counts, name) for name in _SERVICE_COUNTERS}
-                for uri, counts in self._metrics.services.items()
+                for uri, counts in shown.services.items()
             },
         )
         yield from _by_service(_HEALTH_COUNTERS, self._health())

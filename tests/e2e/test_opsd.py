@@ -139,7 +139,9 @@ def world(made: World) -> World:
 
 
 def test_killed_agent_is_started_again(world: World, measured: Measured) -> None:
+    """Connections that stood go on with the next agent."""
     first = world.wait_serving()
+    load = world.load(20)
     os.kill(first, signal.SIGKILL)
     start_s = time.monotonic()
     wait_until(lambda: world.ask() == "b", 20, "another one routes")
@@ -147,7 +149,15 @@ def test_killed_agent_is_started_again(world: World, measured: Measured) -> None
     second = world.wait_serving(other_than=first)
     assert second != first
     assert world.ops().status()["last_crash"] == "killed by SIGKILL"
-    measured("agent killed -9, until another one routes", seconds=seconds)
+    assert f"--adopt {world.a.directory}/run/keeper-{first}.sock" in world.words
+    load.popen.wait(40)
+    report = json.loads(load.output.splitlines()[-1])
+    measured(
+        "agent killed -9, until another one routes", seconds=seconds,
+        ok=report["ok"], failed=len(report["failures"]),
+    )  # fmt: skip
+    # A request whose bytes were in the dead process is told so; no connection was lost.
+    assert {failure["kind"] for failure in report["failures"]} <= {"ec 303"}, report
 
 
 def test_dead_agents_connections_go_direct_at_once(world: World) -> None:
@@ -162,7 +172,7 @@ def test_dead_agents_connections_go_direct_at_once(world: World) -> None:
 
 def test_upgrade_under_load(world: World, measured: Measured) -> None:
     first = world.wait_serving()
-    load = world.load(8)
+    load = world.load(25)
     lines = world.moactl("restart", "--bake", "2")
     last = lines[-1]
     assert (last["outcome"], last["ok"], last["done"]) == ("upgraded", True, True), lines
@@ -194,7 +204,7 @@ def test_text_of_an_upgrade_and_status(world: World) -> None:
 
 def test_rolled_back_by_hand(world: World) -> None:
     first = world.wait_serving()
-    load = world.load(10)
+    load = world.load(20)
     lines = world.ops().ask({"do": "restart", "bake_s": 600})
     next(line for line in lines if line["stage"] == "baking")
     undone = world.moactl("rollback")[-1]

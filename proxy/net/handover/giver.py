@@ -144,10 +144,12 @@ class Giver:
         if why:
             self._fail(f"the other agent cannot take the listeners: {why}")
             return
+        # The state first: who asks the other agent finds every count at least as high as here.
+        state = self._side.state(is_last=False, with_table=self._needs_table)
+        self._channel.send(pb.State(parts=state))
         self._channel.send(pb.Commit(batch=0), on_sent=self._step_back)
-        self._channel.send(
-            pb.State(parts=self._side.state(is_last=False, with_table=self._needs_table))
-        )
+        if self._has_ended:
+            return
         self._send_upstreams(is_last=False)
         if self._timer is not None:
             self._timer.cancel()
@@ -416,6 +418,7 @@ class Giver:
         self._batches.clear()
         self._waiting.clear()
         self._unacknowledged = 0
+        self._side.keep_state()
         if self._has_stepped_back:
             self._side.step_forward()
         self._finish(why)
