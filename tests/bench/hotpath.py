@@ -57,7 +57,7 @@ _WARM_UP = 100
 _COUNTED = 500
 _ROUND = 1000
 _SLOTS = 256
-_WITHIN_S = 60.0
+_WITHIN_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
