@@ -1,7 +1,8 @@
 """What the kernel counts of a TCP connection: how much its process has read and written.
 
 Exact at any moment, whatever the process was doing when it died: what was received less what
-still waits to be read, and what was acknowledged and what still waits to be. SYN and FIN count as one byte each in the kernel's numbers, and are taken out here.
+still waits to be read, and what was acknowledged with what still waits to be. SYN and FIN are
+a byte each in the kernel's numbers, and are taken out here.
 """
 
 from __future__ import annotations

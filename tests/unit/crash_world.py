@@ -207,7 +207,8 @@ class World:
     def _named(self) -> set[int]:
         found = set()
         for number, entry in self._board.entries():
-            found |= {number, *(n for n in entry[1:] if isinstance(n, int) and n >= 0)}
+            _kind, *others = entry
+            found |= {number, *(n for n in others if n >= 0)}
         return found
 
     async def _go_on(self, descriptors: dict[int, int], script: Script) -> None:
