@@ -1,6 +1,6 @@
 """The board: what an agent writes down of its connections, in memory that outlives it.
 
-A memory file that the agent maps and that its keeper holds (docs/UPGRADE.md, docs/adr/0015).
+A memory file that the agent maps and that its keeper holds (docs/UPGRADE.md, docs/adr/0018).
 When the agent is killed, the next one reads here, and in the kernel's own counts, how far each
 connection was (`proxy/net/adoption.py`). Nothing is written in an order that matters between
 two words: a note that must be whole is one aligned word of 8 bytes, in the machine's order.
