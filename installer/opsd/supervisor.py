@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
@@ -248,18 +247,7 @@ class Supervisor:
             self._start_at_s = None
             self._starting = self._run(self._start())
         if self.current is not None:
-            self._watch(self.current, now_s)
-
-    def _watch(self, agent: Agent, now_s: float) -> None:
-        """Kill one that does not come to serve, or says nothing."""
-        ops = self.settings.ops
-        if not agent.has_served:
-            if now_s - agent.held_since_s > ops.start_s:
-                log.error("agent killed: it does not serve", pid=agent.pid, within_s=ops.start_s)
-                agent.signal(signal.SIGKILL)
-        elif now_s - agent.heard_s > ops.silent_s:
-            log.error("agent killed: it says nothing", pid=agent.pid, for_s=ops.silent_s)
-            agent.signal(signal.SIGKILL)
+            ending.kill_if_stuck(self.current, now_s, self.settings.ops)
 
     def _until_next_s(self) -> float:
         if self._start_at_s is None:

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import socket
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,22 @@ def test_configuration_that_is_not_valid_is_told(tmp_path: Path) -> None:
     path.write_text("[ops]\ncrashes = 0\n")
     with pytest.raises(SettingsError, match=r"ops\.crashes"):
         read(path)
+
+
+HEAVY = ("pydantic", "redis", "aiohttp", "google.protobuf", "uvloop", "rich", "click")
+
+
+def test_supervisor_imports_nothing_heavy() -> None:
+    """Each of these is megabytes for as long as the node is up."""
+    done = subprocess.run(
+        [
+            sys.executable, "-I", "-c",
+            "import sys; sys.modules['rich'] = None; import installer.opsd.daemon; "
+            f"print([n for n in {HEAVY} if sys.modules.get(n)])",
+        ],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
 
 
 # Versions

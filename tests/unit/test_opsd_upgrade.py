@@ -279,7 +279,7 @@ def test_old_refuses_halfway() -> None:
     assert run.died(NEW) == [Tell(OLD, "adopt", NEW)]
     run.said(OLD, "taken", moved=2)
     assert run.end == (Outcome.REFUSED, OLD)
-    assert "no descriptors" in str(run.machine.why)
+    assert "no descriptors; the new agent died" in str(run.machine.why)
 
 
 @pytest.mark.parametrize("who", [OLD, NEW])

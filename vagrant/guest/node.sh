@@ -84,5 +84,5 @@ wait_for_registry
 start_services
 start_caller
 write_configuration
-/vagrant/guest/picture.sh >/moa/before
+[ -e /usr/bin/moactl ] || /vagrant/guest/picture.sh >/moa/before
 install_moa

@@ -56,7 +56,7 @@ scratch=$(mktemp -d "$work/kernels.XXXXXX")
 trap end_machine EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-# Without cx16: QEMU 7.2 emulates cmpxchg16b so that 6.12 loses its flags, and panics at boot.
+# QEMU 7.2 emulates cmpxchg16b so that Linux 6.12 loses its flags, and panics at boot.
 accelerator=(-accel tcg -cpu "max,-cx16")
 if kvm_works; then
     accelerator=(-accel kvm -cpu host)
