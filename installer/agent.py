@@ -21,12 +21,15 @@ import uvloop
 
 from installer import handover, logs
 from installer.agent_lock import AgentLocks
-from installer.agent_process import AgentProcess, Start
+from installer.agent_process import NEEDED, AgentProcess, Start
 from installer.app_settings import app_settings, kernel_settings
 from installer.config import DEFAULT_PATH, Config, ConfigError, load
+from installer.estate import Estate, EstateError, fetch
+from installer.keeping import join_keeper
 from interceptor.cgroup import Cgroup
 from interceptor.errors import InterceptorError
 from interceptor.node import Node
+from proxy.app import AppSettings
 from proxy.registry.base import RegistryError
 
 _SPARE_DESCRIPTORS = 1024
@@ -64,22 +67,48 @@ def run(config: Config, config_path: Path | None, start: Start | None = None) ->
     _make_directories(config)
     node = Node(config.bpf.root)
     locks = AgentLocks(config.agent.runtime_dir, node)
-    if start.take_over is None:
+    # Before the first descriptor of another agent comes.
+    max_connections = _connections_that_fit(config.agent.max_connections)
+    estate = None if start.adopt is None else _fetch(start.adopt)
+    if start.take_over is None and estate is None:
         locks.acquire()
+    settings = replace(app_settings(config), max_connections=max_connections)
     try:
-        _run(config, config_path, start, node, locks)
+        _run(config, config_path, start, node, locks, settings, estate)
     finally:
         locks.release()
+        if estate is not None:
+            # What was not taken is to be had again.
+            estate.close()
+
+
+def _fetch(path: Path) -> Estate | None:
+    """What a dead agent has left, its locks among it; None when it is not worth having."""
+    try:
+        estate = fetch(path)
+    except EstateError as error:
+        raise InterceptorError(str(error)) from None
+    if estate is not None and not set(estate.names) >= NEEDED:
+        # It had not come far: there is nothing to go on with.
+        estate.done()
+        return None
+    return estate
 
 
 def _run(
-    config: Config, config_path: Path | None, start: Start, node: Node, locks: AgentLocks
+    config: Config,
+    config_path: Path | None,
+    start: Start,
+    node: Node,
+    locks: AgentLocks,
+    settings: AppSettings,
+    estate: Estate | None,
 ) -> None:
-    max_connections = _connections_that_fit(config.agent.max_connections)
     cgroup = Cgroup.of(config.agent.cgroup)
     report = node.install(kernel_settings(config))
     # Before the first socket: sockets keep the cgroup that they were created in.
     cgroup.add(os.getpid())
+    join_keeper(cgroup)
     log.info(
         "installed",
         root=str(config.bpf.root),
@@ -88,8 +117,7 @@ def _run(
         missing_hooks=list(report.missing_hooks),
     )
     with node.maps() as maps:
-        settings = replace(app_settings(config), max_connections=max_connections)
-        process = AgentProcess(config, config_path, settings, node, maps, locks, start)
+        process = AgentProcess(config, config_path, settings, node, maps, locks, start, estate)
         try:
             uvloop.run(process.run())
         except ExceptionGroup as group:
@@ -127,6 +155,7 @@ def _leave_cgroup(node: Node, cgroup: Cgroup) -> None:
         return
     with suppress(OSError):
         Cgroup.of(cgroup.path.parent).add(os.getpid())
+        join_keeper(Cgroup.of(cgroup.path.parent))
         cgroup.remove()
 
 

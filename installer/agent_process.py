@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,15 +23,18 @@ from typing import Any
 
 import structlog
 
-from installer import handover
+from installer import handover, pulse
 from installer.admin import Admin, AgentFacts
-from installer.agent_lock import AgentLocks
+from installer.agent_lock import LOCK_NAME, PINS, AgentLocks
 from installer.app_settings import kernel_settings, open_registry
 from installer.config import Config
+from installer.estate import Estate, EstateError, fetch
 from installer.first_table import first_table
 from installer.handover import Entrance, Handover
+from installer.keeping import Keeping
 from installer.kernel_gate import KernelGate
 from installer.link import AgentLink, Word
+from installer.peer_settings import peer_settings
 from installer.peering import follower, open_directory
 from installer.switches import SwitchBoard, follow_switches
 from interceptor.errors import InterceptorError
@@ -38,12 +42,18 @@ from interceptor.maps import Maps
 from interceptor.node import Node
 from proxy.app import AppSettings, ProxyApp
 from proxy.core.known import KnownInstances
+from proxy.net.adoption import Adopted
+from proxy.net.board import Board
 from proxy.net.handover.giver import GiveSettings
 from proxy.possession import Possession
 from proxy.registry.announce import MeshAnnouncer
 from proxy.registry.switched import SwitchedRegistry
 
 RECONCILE_S = 1.0
+ADOPT_S = 1.0
+"""A keeper that takes longer for a step has trouble of its own, and we serve meanwhile."""
+NEEDED = frozenset({"outbound4", "inbound4", LOCK_NAME, PINS})
+"""What an agent must have left so that another can serve in its place."""
 BEAT_S = 1.0
 """How often the supervisor is told how things go."""
 
@@ -79,8 +89,10 @@ class AgentProcess:
         maps: Maps,
         locks: AgentLocks,
         start: Start,
+        estate: Estate | None = None,
     ) -> None:
-        """`maps` stay the caller's; `locks` are held already unless there is a `take_over`."""
+        """`maps` stay the caller's; `locks` are held already unless there is a `take_over`, or
+        an `estate` of a dead agent, which has them."""
         self.role = Role.STARTING
         self._config = config
         self._config_path = config_path
@@ -89,6 +101,8 @@ class AgentProcess:
         self._maps = maps
         self._locks = locks
         self._start = start
+        self._estate = estate
+        self._keeping: Keeping | None = None
         self._handover: Handover | None = None
         self._has_served = False
 
@@ -106,10 +120,18 @@ class AgentProcess:
         try:
             async with asyncio.TaskGroup() as group:
                 await self._live(group)
+        except Exception as error:
+            if self._keeping is not None and self.role is Role.SERVING:
+                # An error of ours costs the clients nothing: the next agent has them all.
+                log.critical("died", error=repr(error), exc_info=True)
+                self._keeping.die()
+            raise
         finally:
             self._entrance.close()
             if self._start.supervised:
                 self._link.close()
+            if self._keeping is not None:
+                self._keeping.end()
         log.info("stopped")
 
     def _build(self) -> None:
@@ -123,9 +145,16 @@ class AgentProcess:
         )
         gate.is_off, gate.hidden = lambda: board.is_off, lambda: registry.hidden
         self._facts = AgentFacts(config, self._config_path, gate.generation, time.time())
-        self._agents = open_directory(config)
+        self._agents = open_directory(peer_settings(config))
+        self._keeping = keeping = Keeping.begin(config.agent.runtime_dir)
         self._app = ProxyApp(
-            self._settings, registry, gate, gate.is_local, known, caller_of=self._agents.caller
+            self._settings,
+            registry,
+            gate,
+            gate.is_local,
+            known,
+            caller_of=self._agents.caller,
+            board=keeping.board if keeping is not None else None,
         )
         self._possession = Possession(self._app, self)
         self._admin = Admin(self._app, self._facts, board)
@@ -137,7 +166,7 @@ class AgentProcess:
         config, gate, app = self._config, self._gate, self._app
         background = [group.create_task(self._registry.run())]
         if config.peer.listen:
-            follow = follower(config, self._agents, announce=False)
+            follow = follower(peer_settings(config), self._agents, announce=False)
             background.append(group.create_task(follow()))
         await first_table(self._registry)
         self._board.start()
@@ -145,14 +174,17 @@ class AgentProcess:
         await self._admin.start()
         if self._start.take_over is not None:
             await self._take_over(self._start.take_over)
+        elif self._estate is not None:
+            self._succeed(self._estate)
         else:
             app.start()
             self.on_serving()
         self._board.on_change = gate.follow
         background.append(group.create_task(follow_switches(config, self._board)))
-        background.append(group.create_task(self._beat(config.agent.heartbeat_ms / 1000)))
-        background.append(group.create_task(self._reconcile()))
-        background.append(group.create_task(self._tell()))
+        heartbeat_s = config.agent.heartbeat_ms / 1000
+        background.append(group.create_task(pulse.beat(gate, self._facts, heartbeat_s)))
+        background.append(group.create_task(pulse.reconcile(gate)))
+        background.append(group.create_task(pulse.tell(app, self._facts, self._tell)))
         if config.registry.kind == "redis":
             background.append(group.create_task(self._announcer.run()))
         # Start-up garbage is done with; what is left lives as long as the agent.
@@ -203,6 +235,49 @@ class AgentProcess:
             why = gone.result() if gone.done() else "stopped"
             raise InterceptorError(f"take over from {path}: {why}; the other agent serves on")
 
+    # An agent that died (docs/UPGRADE.md)
+
+    def _succeed(self, estate: Estate) -> None:
+        """Serve in the place of the dead agent."""
+        shared = {name: fd for name in estate.names if (fd := estate.take(name)) is not None}
+        self._possession.take_shared(shared, 1)
+        self._possession.serve()
+        self._inherit(estate)
+
+    def _adopt(self, path: Path) -> None:
+        """Go on with the connections of an agent that died, besides our own."""
+        try:
+            estate = fetch(path, ADOPT_S)
+        except EstateError as error:
+            log.warning("nothing adopted", keeper=str(path), error=str(error))
+            self._say({"say": "refused", "why": str(error)})
+            return
+        if self.role is Role.RETIRED:
+            self._possession.step_forward()
+        if estate is None:
+            self._say({"say": "taken", "moved": 0})
+        else:
+            self._inherit(estate)
+
+    def _inherit(self, estate: Estate) -> None:
+        board = Board.read(estate.board)
+        if board is None:
+            log.warning("nothing adopted: the dead agent's board is of another layout, or empty")
+            found = Adopted()
+        else:
+            found = self._possession.inherit(board, estate.descriptors)
+            board.close()
+        # Only now is all of it noted on a board of our own.
+        estate.done(0)
+        log.info(
+            "adopted",
+            connections=len(found.connections),
+            reset=len(found.lost),
+            reasons=dict(Counter(found.lost)),
+            had_gone=found.over,
+        )
+        self._say({"say": "taken", "moved": len(found.connections)})
+
     def _give_settings(self) -> GiveSettings:
         return GiveSettings(deadline_s=self._config.agent.handover_timeout_s)
 
@@ -232,6 +307,8 @@ class AgentProcess:
         match word["do"]:
             case "give" if self._handover is not None and self.role is Role.SERVING:
                 self._handover.give()
+            case "adopt" if isinstance(word.get("path"), str):
+                self._adopt(Path(word["path"]))
             case "leave" if self.role is not Role.SERVING:
                 self._stop.set()
             case "stop":
@@ -242,6 +319,11 @@ class AgentProcess:
 
     def _say(self, word: Word) -> None:
         self._link.say(word)
+
+    def _tell(self, word: Word) -> None:
+        """Of how things go, which is only for the one that serves to say."""
+        if self.role is Role.SERVING:
+            self._link.say(word)
 
     # What belongs to the process (`Surroundings`)
 
@@ -259,6 +341,8 @@ class AgentProcess:
         self._has_served = True
         self.role = Role.SERVING
         self._locks.claim()
+        if self._keeping is not None:
+            self._keeping.name(self._possession.shared())
         self._admin.publish()
         self._gate.reconcile()
         self._entrance.open()
@@ -276,51 +360,9 @@ class AgentProcess:
 
     def on_resting(self) -> None:
         self.role = Role.RETIRED
+        if self._keeping is not None:
+            self._keeping.name({})
         self._entrance.close()
-
-    # Once in a while
-
-    async def _beat(self, interval_s: float) -> None:
-        """Tell the kernel that the event loop turns; what is late shows how busy it is."""
-        loop = asyncio.get_running_loop()
-        due_s = loop.time()
-        while True:
-            self._gate.beat()
-            self._facts.loop_lag_ms = max(0.0, (loop.time() - due_s) * 1000)
-            due_s = loop.time() + interval_s
-            await asyncio.sleep(interval_s)
-
-    async def _reconcile(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(RECONCILE_S)
-            self._gate.reconcile()
-            self._gate.tick(loop.time())
-
-    async def _tell(self) -> None:
-        """Tell the supervisor how things go."""
-        metrics = self._app.metrics
-        count, latency_s = metrics.latencies, metrics.latency_s
-        while True:
-            await asyncio.sleep(BEAT_S)
-            answered = metrics.latencies - count
-            mean_ms = 1000 * (metrics.latency_s - latency_s) / answered if answered else None
-            count, latency_s = metrics.latencies, metrics.latency_s
-            if self.role is not Role.SERVING:
-                continue
-            self._say(
-                {
-                    "say": "beat",
-                    "connections": len(self._app.sessions),
-                    "in_flight": metrics.in_flight,
-                    "requests": metrics.requests,
-                    "ok": metrics.ok,
-                    "failed": metrics.failed,
-                    "transport_errors": metrics.transport_errors,
-                    "latency_ms": None if mean_ms is None else round(mean_ms, 3),
-                    "loop_lag_ms": round(self._facts.loop_lag_ms, 3),
-                }
-            )
 
 
 async def _first(future: asyncio.Future[str], *events: asyncio.Event) -> None:

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from installer.config_errors import ConfigError, ContradictionError, Problem, problem_lines
 from installer.config_example import render_example
 from installer.config_failover import MAX_OVERRIDES, Failover, ServiceOverride
+from installer.config_ops import Ops
 from installer.config_sections import (
     Agent,
     Bpf,
@@ -65,6 +66,7 @@ class Config(Section):
     service: Annotated[
         tuple[ServiceOverride, ...], Field(strict=False, max_length=MAX_OVERRIDES)
     ] = Field((), description="A service that differs from [failover]; as many as there are.")
+    ops: Ops = Field(default_factory=Ops)
     watcher: Watcher = Field(default_factory=Watcher)
     lookup: Lookup = Field(default_factory=Lookup)
 
@@ -179,6 +181,16 @@ def _time_problems(config: Config) -> Iterator[Problem]:
             f"at most routing.timeout_ms ({routing.timeout_ms})",
             routing.connect_timeout_ms,
         )
+    if config.ops.restart_ms > config.ops.restart_max_ms:
+        yield Problem(
+            "ops.restart_ms",
+            f"at most ops.restart_max_ms ({config.ops.restart_max_ms})",
+            config.ops.restart_ms,
+        )
+    if config.ops.move_s <= config.agent.handover_timeout_s:
+        # Else it is taken back while the agents still try.
+        expected = f"more than agent.handover_timeout_s ({config.agent.handover_timeout_s})"
+        yield Problem("ops.move_s", expected, config.ops.move_s)
     if limits.idle_ping_s >= limits.idle_close_s:
         yield Problem(
             "limits.idle_ping_s",

@@ -98,9 +98,9 @@ class Handover:
         self._channel.on_lost = self._on_lost
 
     def _on_silence(self) -> None:
-        if not self.is_greeted.is_set():
-            self._channel.close()
-            self._on_lost(f"no HELLO within {GREETING_S:g} s")
+        awaited = "READY" if self.is_greeted.is_set() else "HELLO"
+        self._channel.close()
+        self._on_lost(f"no {awaited} within {GREETING_S:g} s")
 
     def _on_frame(self, received: Received, fds: list[int] | None) -> None:
         message = received.message
@@ -112,6 +112,7 @@ class Handover:
             self._channel.close()
             self._on_lost(f"the other agent refuses: {message.why}")
         elif isinstance(message, pb.Ready) and self.is_greeted.is_set():
+            self._timer.cancel()
             self._ready = message
             self.is_ready = True
             self._begin()
@@ -136,7 +137,6 @@ class Handover:
             return
         self._channel.version = settled
         self._mesh_state = hello.mesh_state
-        self._timer.cancel()
         self.is_greeted.set()
 
     # Giving
@@ -191,6 +191,7 @@ class Handover:
 
     def offer(self) -> None:
         """Be ready to take everything that the other agent has."""
+        self._timer.cancel()
         taker = Taker(self._loop, self._channel, self._possession, self._on_serving, self._on_taken)
         self._taker = taker
         taker.start(_free_descriptors())

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,11 @@ log = structlog.get_logger("link")
 def link_path(runtime_dir: Path, pid: int) -> Path:
     """Where the agent with this process id listens for its supervisor."""
     return runtime_dir / f"link-{pid}.sock"
+
+
+def environment() -> Path:
+    """Where this process's commands are: `<environment>/bin/moa-agent`."""
+    return Path(os.path.realpath(os.path.dirname(sys.executable))).parent
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int]:
@@ -128,7 +134,10 @@ class AgentLink:
         sock.setblocking(False)
         self._supervisor = sock
         asyncio.get_running_loop().add_reader(sock.fileno(), self._read)
-        hello = {"say": "hello", "pid": os.getpid(), **self._facts, "state": self.state}
+        hello = {
+            "say": "hello", "pid": os.getpid(), "environment": str(environment()), **self._facts,
+            "state": self.state,
+        }  # fmt: skip
         self._send({**hello, "last": self._last})
 
     def _read(self) -> None:

@@ -6,47 +6,47 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from installer.config import Config
 from installer.opsd.peers import PeerKeeper
+from installer.peer_settings import PeerSettings
 from interceptor.node import Node
 from proxy.core.model import PeerAgent
 from proxy.registry.agents import AgentDirectory, parse_agent
 from proxy.registry.member import parse_address
 
 
-def open_directory(config: Config) -> AgentDirectory:
+def open_directory(settings: PeerSettings) -> AgentDirectory:
     """The agents of the node's application; the configured ones are in it already."""
-    app, zone = config.node.application, config.node.zone
-    own = [PeerAgent(parse_address(text), app, zone) for text in config.peer.listen]
-    return AgentDirectory(app, own, (parse_agent(text, app) for text in config.peer.nodes))
+    app, zone = settings.application, settings.zone
+    own = [PeerAgent(parse_address(text), app, zone) for text in settings.listen]
+    return AgentDirectory(app, own, (parse_agent(text, app) for text in settings.nodes))
 
 
 def follower(
-    config: Config, directory: AgentDirectory, *, announce: bool
+    settings: PeerSettings, directory: AgentDirectory, *, announce: bool
 ) -> Callable[[], Coroutine[Any, Any, None]]:
     """What keeps the directory up to date; with a static registry nothing has to."""
 
     async def follow() -> None:
-        if config.registry.url is None or config.registry.kind != "redis":
+        if settings.redis_url is None:
             await asyncio.Event().wait()
             return
         # Late: a supervisor of a node without Redis is spared redis-py.
         from proxy.registry.agents_redis import follow as follow_redis
         from proxy.registry.endpoint import RedisEndpoint
 
-        endpoint = RedisEndpoint.parse(config.registry.url.get_secret_value())
+        endpoint = RedisEndpoint.parse(settings.redis_url)
         await follow_redis(directory, endpoint, announce=announce)
 
     return follow
 
 
-def peer_keeper(config: Config) -> PeerKeeper:
+def peer_keeper(settings: PeerSettings) -> PeerKeeper:
     """What the supervisor runs."""
-    directory = open_directory(config)
+    directory = open_directory(settings)
     return PeerKeeper(
-        node=Node(config.bpf.root),
+        node=Node(settings.root),
         directory=directory,
-        follow=follower(config, directory, announce=True),
-        zone=config.node.zone,
-        mark=config.bpf.mark,
+        follow=follower(settings, directory, announce=True),
+        zone=settings.zone,
+        mark=settings.mark,
     )

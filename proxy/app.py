@@ -18,6 +18,7 @@ import structlog
 from proxy.core.known import KnownInstances
 from proxy.core.model import Address, PeerAgent, ServiceTable
 from proxy.core.routing import Router
+from proxy.net.board import Board
 from proxy.net.checker import Checker
 from proxy.net.door import Door, DoorSettings
 from proxy.net.forward import Forwarder, ForwardSettings
@@ -118,11 +119,13 @@ class ProxyApp:
         known: KnownInstances,
         rand: random.Random | None = None,
         caller_of: Callable[[str], PeerAgent | None] = lambda _host: None,
+        board: Board | None = None,
     ) -> None:
         """`is_local`: whether an address is this node's and its port steered to the agent.
 
         `known` is updated with each table, before the gate is told to follow it. `caller_of`
-        says from which node of the same application a connection to the door comes.
+        says from which node of the same application a connection to the door comes. On `board`
+        is noted what outlives this process, if it has a keeper.
         """
         self.known = known
         self.settings = settings
@@ -154,7 +157,12 @@ class ProxyApp:
             settings.forward.max_body_bytes,
         )
         self._front = Front(
-            settings.session, self.forwarder, self._on_session_end, settings.mesh, self._local
+            settings.session,
+            self.forwarder,
+            self._on_session_end,
+            settings.mesh,
+            self._local,
+            board,
         )
         self._door = Door(self._loop, settings.door, self.metrics, self.sessions, caller_of)
         self._door.serve = self._serve_caller

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ import structlog
 from proxy.app import Listeners, ProxyApp
 from proxy.core.message import Wire
 from proxy.core.model import Address, ServiceKey, ServiceTable
+from proxy.net.adoption import Adopted, adopt_board, cookie
+from proxy.net.board import Board
 from proxy.net.handover.sides import IdleUpstream
 from proxy.net.moved import Moved
 from proxy.net.pools import Pools
@@ -199,6 +202,30 @@ class Possession:
         self._app.front.adopt(moved, peer)
         if moved.caller is not None:
             self._app.door.know(moved.number)
+
+    def inherit(self, board: Board, descriptors: dict[int, int]) -> Adopted:
+        """Go on with every connection of an agent that died; see `adopt_board`."""
+        app = self._app
+        ours = {cookie(session.client.sock) for session in app.sessions.values()}
+        found = adopt_board(board, descriptors, self._speaks_moa, app.settings.session.limits, ours)
+        if not app.sessions:
+            app.front.begin_at(max((m.number for m in found.connections), default=0) + 1)
+        for moved in found.connections:
+            if moved.number in app.sessions:
+                moved = replace(moved, number=app.front.next_number)
+            try:
+                self.adopt(moved)
+            except ValueError:
+                found.over += 1
+                moved.client.close()
+                continue
+            app.front.begin(moved.number)
+        return found
+
+    def _speaks_moa(self, moved: Moved) -> bool:
+        """Whether the server of a connection is one to which any connection will do."""
+        is_instance = moved.original is None or moved.original in self._app.known
+        return is_instance or moved.spoke_moa or bool(moved.service)
 
     def begin(self, number: int) -> None:
         self._app.front.begin(number)

@@ -39,7 +39,7 @@ COMMANDS = {
     "bugreport": Lazy(
         f"{_HERE}.bugreport", "bugreport", "Pack what a bug report needs, without secrets."
     ),
-    "agent": Lazy(f"{_HERE}.agent", "agent", "Run the agent."),
+    "agent": Lazy(f"{_HERE}.agent", "agent", "Run the agent, and exchange it for another version."),
     "install": Lazy(
         f"{_HERE}.install", "install", "Put it on this node, or bring it to this version."
     ),

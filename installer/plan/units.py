@@ -53,12 +53,11 @@ Description={description}
 Documentation=man:moactl(1)
 Wants={slice} network-online.target
 After={slice} network-online.target
-
+{limits}
 [Service]
 {kind}ExecStart={current}/bin/{command} {config}
 Restart=always
 RestartSec=1
-KillMode=mixed
 TimeoutStopSec=90
 LimitNOFILE=262144
 LimitMEMLOCK=infinity
@@ -80,13 +79,24 @@ SystemCallErrorNumber=EPERM
 WantedBy=multi-user.target
 """
 
-# The supervisor holds the agents' descriptors, two for each connection, and systemd holds
-# them in its turn.
+# KillMode=process: agents and their keepers outlive a supervisor that crashes, and the next one
+# takes charge of them; a stop is its to carry out. OOMPolicy=continue: an agent that runs out of
+# memory is replaced, its connections are adopted, and the unit is not stopped for it. No limit of
+# starts: with each one given up, agents would be left without a supervisor. What systemd stores
+# are the pidfds of agents and the control socket (docs/adr/0016); a node has few.
 _SUPERVISOR_KIND = """\
 Type=notify
 NotifyAccess=main
-FileDescriptorStoreMax=65536
+WatchdogSec=30
+FileDescriptorStoreMax=64
+KillMode=process
+OOMPolicy=continue
 """
+_AGENT_KIND = """\
+Type=exec
+KillMode=mixed
+"""
+_SUPERVISOR_UNIT = "StartLimitIntervalSec=0\n"
 
 _SERVICE = """\
 [Unit]
@@ -150,7 +160,8 @@ def texts(commands: Collection[str], config: str) -> dict[str, str]:
         SLICE: _SLICE,
         f"{command}.service": _NODE.format(
             description=f"MOA Interceptor {'supervisor of agents' if supervised else 'agent'}",
-            kind=_SUPERVISOR_KIND if supervised else "Type=exec\n",
+            kind=_SUPERVISOR_KIND if supervised else _AGENT_KIND,
+            limits=_SUPERVISOR_UNIT if supervised else "",
             slice=SLICE, current=CURRENT, command=command, config=config, sandbox=_SANDBOX,
         ),
     }  # fmt: skip

@@ -16,6 +16,7 @@ from functools import partial
 
 from proxy.core.message import MoaRequest, request_of_command
 from proxy.core.model import ServiceTable
+from proxy.core.policy import Policies, method_matcher
 from proxy.wire.moa import (
     EMPTY_REQUEST,
     BadRequest,
@@ -135,6 +136,32 @@ def judge_inbound(command: Command) -> Verdict:
         return Splice()
     uri = route.uri if isinstance(route, Route) else ""
     return ToOriginal(partial(_local_unreachable, uri), uri)
+
+
+def judge_again(
+    command: Command, verdict: Answer | Forward | ToOriginal, policies: Policies
+) -> Answer | Forward | ToOriginal:
+    """The verdict on a command that an agent which died had begun to serve.
+
+    It may have been executed: a request is only sent again when its method is idempotent.
+    """
+    route = read_route(command)
+    if isinstance(verdict, Answer) or not isinstance(route, Route):
+        return verdict
+    if may_run_twice(route, policies):
+        return verdict
+    return Answer(bulk(error_body(Ec.REMOTING, died_with(route.uri))))
+
+
+def may_run_twice(route: Route, policies: Policies) -> bool:
+    matcher = method_matcher(policies.of(route.uri).idempotent)
+    return matcher is not None and matcher.match(route.method) is not None
+
+
+def died_with(uri: str) -> str:
+    """What a caller is told whose request was under way in an agent that died."""
+    what = f"{uri}: " if uri else ""
+    return f"{what}the agent died before there was a reply; the request may have been executed"
 
 
 def _not_found(uri: str, why: str) -> bytes:

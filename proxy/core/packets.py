@@ -111,16 +111,25 @@ def judge_packet_inbound(packet: Packet, request: Request, *, is_first: bool) ->
     return ToOriginal(partial(packet_failure, Failure(Ec.REMOTING, why), packet), uri)
 
 
-def refuse(begun: bytes, form: Form, why: str) -> bytes:
-    """The last words to a client that broke the protocol, when it was within a request."""
+def head_size(form: Form) -> int:
+    return HEAD19.size if form is Form.PACKET19 else HEAD9.size
+
+
+def head_of(begun: bytes, form: Form) -> Packet:
+    """A packet of which at least the head is there, and perhaps not all of the rest."""
     head = HEAD19 if form is Form.PACKET19 else HEAD9
-    if len(begun) < head.size:
-        return b""
     opaque, cmd, *rest, _size = head.unpack_from(begun)
     version, extension = rest or (0, 0)
-    if cmd != Cmd.REQ:
+    return Packet(form, opaque, cmd, version, extension, begun)
+
+
+def refuse(begun: bytes, form: Form, why: str) -> bytes:
+    """The last words to a client that broke the protocol, when it was within a request."""
+    if len(begun) < head_size(form):
         return b""
-    packet = Packet(form, opaque, Cmd.REQ, version, extension, begun)
+    packet = head_of(begun, form)
+    if packet.cmd != Cmd.REQ:
+        return b""
     return packet_failure(Failure(Ec.SERIALIZATION, why), packet)
 
 

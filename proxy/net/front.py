@@ -10,12 +10,15 @@ from functools import partial
 from proxy.core.dispatch import Dialled, Verdict, judge_inbound, judge_outbound
 from proxy.core.packets import Request, judge_packet_inbound, judge_packet_outbound
 from proxy.net.backend import Backend
+from proxy.net.board import Board
 from proxy.net.local_call import LocalServices
 from proxy.net.mesh_session import MeshSession, Prepare
 from proxy.net.moved import Kind, Moved
+from proxy.net.notes import Notes
 from proxy.net.packet_session import PacketSession
 from proxy.net.served import Direction, Peer, Served, SessionSettings
 from proxy.net.session import HandOver, Session
+from proxy.net.totals import totals
 from proxy.wire.detect import Protocol
 from proxy.wire.mesh import Settings
 from proxy.wire.redis_server import Counters, SessionState
@@ -35,9 +38,10 @@ class Front:
         on_end: Callable[[], None],
         mesh: Settings | None = None,
         local: LocalServices | None = None,
+        board: Board | None = None,
     ) -> None:
         """`mesh` is for clients that speak the mesh protocol; without `local` no connection
-        may be inbound."""
+        may be inbound; on `board` is noted what is to outlive this process."""
         self.sessions: dict[int, Served] = {}
         self._settings = settings
         self._forwarder = forwarder
@@ -45,7 +49,8 @@ class Front:
         self._local = local
         self._mesh = mesh or Settings()
         self._is_leaving = False
-        self._adopted: dict[int, Session | PacketSession | MeshSession] = {}
+        self._board = board
+        self._adopted: dict[int, tuple[Session | PacketSession | MeshSession, Moved]] = {}
         """Those that have not begun yet."""
         self._ids = itertools.count(1)
         self._counters = Counters()
@@ -56,8 +61,17 @@ class Front:
         session = self._session(number, sock, peer)
         self._counters.connections += 1
         self.sessions[number] = session
+        if self._board is not None:
+            self._note(session, Kind.DETECTING)
         session.start()
         return number
+
+    def _note(self, session: Session | PacketSession, kind: Kind, unread: bytes = b"") -> None:
+        """Note from now on what the session does; `unread` was read before, and is its own."""
+        board, client = self._board, session.client
+        if board is not None and board.fits(client.sock.fileno()):
+            session.notes = Notes(board, client.sock.fileno())
+            session.notes.start(kind, session.facts, client, unread)
 
     def _session(self, number: int, sock: socket.socket, peer: Peer) -> Session:
         state = SessionState(
@@ -114,7 +128,7 @@ class Front:
             session.restore(moved)
         self._counters.connections += 1
         self.sessions[number] = session
-        self._adopted[number] = session
+        self._adopted[number] = session, moved
 
     def _taken(self, moved: Moved, peer: Peer) -> HandOver:
         """As if a session of this agent had found out what the client speaks."""
@@ -124,9 +138,13 @@ class Front:
 
     def begin(self, number: int) -> None:
         """The connection is ours alone: go on with it."""
-        session = self._adopted.pop(number, None)
-        if session is None:
+        if number not in self._adopted:
             return
+        session, moved = self._adopted.pop(number)
+        if not isinstance(session, MeshSession) and self._board is not None:
+            now = totals(moved.client, dialled=False)
+            session.client.count_from(now.read, now.written)
+            self._note(session, moved.kind, moved.unread)
         if isinstance(session, PacketSession):
             session.start()
         else:
@@ -136,7 +154,7 @@ class Front:
 
     def drop(self, number: int) -> None:
         """The connection stays another agent's: forget it without a word to anybody."""
-        session = self._adopted.pop(number, None)
+        session, _moved = self._adopted.pop(number, (None, None))
         if session is not None:
             session.let_go()
 

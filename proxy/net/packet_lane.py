@@ -81,6 +81,11 @@ class PacketLane:
         return not (self.owes or self._is_dialling or self._parser.mid_frame)
 
     @property
+    def is_mid_packet(self) -> bool:
+        """Whether an answer has begun and is not complete."""
+        return self._parser.mid_frame
+
+    @property
     def stream(self) -> Stream | None:
         return self._stream
 

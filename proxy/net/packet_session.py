@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
+from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict, died_with
 from proxy.core.heavy import Done, Job
 from proxy.core.message import Failure, Outcome
 from proxy.core.model import Address
-from proxy.core.packets import Request, found_request, read_request, refuse
+from proxy.core.packets import Request, found_request, head_of, read_request, refuse
 from proxy.core.translate import packet_failure, packet_reply
 from proxy.net.backend import Backend, Call
+from proxy.net.facts import facts_of
 from proxy.net.moved import CannotMove, Kind, Moved
 from proxy.net.packet_lane import PacketLane
 from proxy.net.packet_reader import PacketReader
@@ -25,7 +26,7 @@ from proxy.net.splice import Splice as SplicedPair
 from proxy.net.stream import Stream
 from proxy.wire.detect import Protocol
 from proxy.wire.moa import Ec
-from proxy.wire.turbo import Form, Packet, PacketLimits
+from proxy.wire.turbo import Cmd, Form, Packet, PacketLimits
 
 _FORMS = {Protocol.TURBO: Form.PACKET19, Protocol.TURBO9: Form.PACKET9}
 _KINDS = {Protocol.TURBO: Kind.TURBO, Protocol.TURBO9: Kind.TURBO9}
@@ -51,6 +52,8 @@ class PacketSession:
         self.requests = 0
         self.started_s = forwarder.loop.time()
         self.client = taken.client
+        self.notes = taken.notes
+        """The same as the client's, when there is a board."""
         self._loop = forwarder.loop
         self._settings = settings
         self._forwarder = forwarder
@@ -98,6 +101,12 @@ class PacketSession:
             self.client.write(moved.to_client)
             if moved.server is not None:
                 self._lane.adopt(moved.server, moved.to_server)
+                if self.notes is not None:
+                    self.notes.far_is_idle(self._lane.stream)
+            for head in moved.lost_packets:
+                packet = head_of(head, self._reader.form)
+                em = died_with(self.service)
+                self.client.write(packet_failure(Failure(Ec.REMOTING, em), packet))
         elif self._is_awaited:
             # What the dialled server does with it is ours to hear from now on.
             self._lane.open()
@@ -247,23 +256,37 @@ class PacketSession:
             self._begin_splice(packet.raw)
             return
         self.requests += 1
+        is_request = packet.cmd is Cmd.REQ
+        if self.notes is not None and is_request:
+            self.notes.owe(packet.opaque, packet.raw)
         if isinstance(verdict, Answer):
-            self.client.write(verdict.reply)
+            self._reply(packet, verdict.reply)
         elif isinstance(verdict, Forward):
             self._forward(packet, verdict)
         else:
             self._pass_on(packet, verdict)
+        if self.notes is not None and not is_request:
+            # Who asks for a sign of life rather gets two than none.
+            self.notes.pass_over(len(packet.raw))
+
+    def _reply(self, packet: Packet, data: bytes) -> None:
+        """Write the answer to a packet of the client's."""
+        if self.notes is not None:
+            self.notes.settle(packet.opaque, self.client.bytes_out + len(data))
+        self.client.write(data)
 
     def _forward(self, packet: Packet, verdict: Forward) -> None:
-        self.spoke_moa = True
-        self.service = verdict.request.route.uri
+        if not self.spoke_moa or verdict.request.route.uri != self.service:
+            self.spoke_moa = True
+            self.service = verdict.request.route.uri
+            self.describe()
         size = len(packet.raw)
 
         def on_outcome(outcome: Outcome) -> None:
             self._calls.pop(exchange, None)
             self._called_bytes -= size
             limit = self._forwarder.settings.max_body_bytes
-            self.client.write(packet_reply(outcome, packet, limit))
+            self._reply(packet, packet_reply(outcome, packet, limit))
             self._pump()
 
         exchange = self._forwarder.prepare(verdict.request, on_outcome, self.peer.caller)
@@ -275,19 +298,26 @@ class PacketSession:
 
     def _pass_on(self, packet: Packet, verdict: ToOriginal) -> None:
         self._metrics.passed_on += 1
-        self.service = verdict.uri or self.service
+        if verdict.uri and verdict.uri != self.service:
+            self.service = verdict.uri
+            self.describe()
 
         def unreachable() -> None:
             if verdict.instead is None:
                 self.client.abort()
             else:
-                self.client.write(verdict.instead())
+                self._reply(packet, verdict.instead())
                 self._pump()
 
         self._lane.send(packet, unreachable, is_patient=verdict.instead is None)
 
     def on_lane_packet(self, packet: Packet) -> None:
-        self.client.write(packet.raw)
+        if packet.cmd is Cmd.RESP:
+            self._reply(packet, packet.raw)
+        else:
+            self.client.write(packet.raw)
+        if self.notes is not None and not self._lane.is_mid_packet:
+            self.notes.far_is_idle(self._lane.stream)
         if self.client.is_congested:
             self._lane.pause()
         self._pump()
@@ -299,7 +329,7 @@ class PacketSession:
         """Who waits is told; a client that only the dialled server serves ends as that did."""
         em = f"{self.peer.original} {why} before it replied; the request may have been executed"
         for packet in unanswered:
-            self.client.write(packet_failure(Failure(Ec.REMOTING, em), packet))
+            self._reply(packet, packet_failure(Failure(Ec.REMOTING, em), packet))
         if self._expects_moa or self._calls:
             self._pump()
         elif was_reset:
@@ -338,6 +368,8 @@ class PacketSession:
             return
         self._metrics.spliced += 1
         to_server, self._to_server = self._to_server, b""
+        if self.notes is not None:
+            self.notes.join(self.client, server, len(to_server), len(to_client))
         if self._on_settled is not None:
             server.hold()
         self._spliced = SplicedPair(
@@ -431,6 +463,16 @@ class PacketSession:
         self._moved = moved
 
     # From outside
+
+    @property
+    def facts(self) -> bytes:
+        """Who the client is, for the board."""
+        return facts_of(self, self._number)
+
+    def describe(self) -> None:
+        """Note the facts, some of which have changed."""
+        if self.notes is not None:
+            self.notes.describe(self.facts)
 
     @property
     def upstream(self) -> Address | None:

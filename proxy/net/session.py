@@ -14,12 +14,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict
+from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict, judge_again
 from proxy.core.model import Address
 from proxy.core.translate import resp_reply
 from proxy.net.backend import Backend, Call
+from proxy.net.facts import facts_of
 from proxy.net.lane import Lane
 from proxy.net.moved import CannotMove, Kind, Moved, RedisState
+from proxy.net.notes import Notes
 from proxy.net.resp_upstream import RespUpstream
 from proxy.net.served import Mode, Peer, SessionSettings
 from proxy.net.splice import Splice as SplicedPair
@@ -27,7 +29,7 @@ from proxy.net.stream import Stream
 from proxy.wire.detect import Protocol, detect
 from proxy.wire.moa import Ec, error_body
 from proxy.wire.redis_server import SessionState
-from proxy.wire.resp import Command, ProtocolError, RequestParser, bulk, error
+from proxy.wire.resp import Command, ProtocolError, Reply, RequestParser, bulk, error
 
 _QUEUED_COMMANDS = 1024
 """Commands read ahead of the one that is served; beyond, the client is not read."""
@@ -49,14 +51,17 @@ class HandOver(NamedTuple):
     peer: Peer
     protocol: Protocol
     first: bytes
+    notes: Notes | None
 
 
 class _Slot:
     """A place in the order of replies."""
 
-    __slots__ = ("exchange", "reply")
+    __slots__ = ("exchange", "reply", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+        """Of its command, with what came before it."""
         self.reply: bytes | None = None
         self.exchange: Call | None = None
 
@@ -85,6 +90,8 @@ class Session:
         self.requests = 0
         self.started_s = forwarder.loop.time()
         self.client = Stream(forwarder.loop, sock)
+        self.notes: Notes | None = None
+        """The same as the client's, when there is a board."""
         self._loop: asyncio.AbstractEventLoop = forwarder.loop
         self._settings = settings
         self._forwarder = forwarder
@@ -116,6 +123,8 @@ class Session:
         """While it is frozen."""
         self._moved: Moved | None = None
         """Between `restore` and `start_restored`."""
+        self._begun_before = 0
+        """Commands at the head of the input that another agent had begun before it died."""
         self._slow_timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
 
@@ -172,6 +181,8 @@ class Session:
             self._cancel_slow_timer()
             self.mode = Mode.MOA
             self._unread = b""
+            if self.notes is not None:
+                self.notes.become(Kind.RESP)
             self._parse(first)
 
     def _hand_over(self, protocol: Protocol, first: bytes) -> None:
@@ -182,15 +193,23 @@ class Session:
         self._has_ended = True
         self._on_settled = None
         self.client.on_drain = lambda: None
-        number = self.state.client_id
-        taken = HandOver(number, self._loop, self.client, self._lane, self.peer, protocol, first)
-        self._on_other(taken)
+        if protocol is Protocol.MESH:
+            self.client.forget()
+        elif self.notes is not None:
+            self.notes.become(Kind(protocol.value))
+        self._on_other(self._as_taken(protocol, first))
+
+    def _as_taken(self, protocol: Protocol, first: bytes) -> HandOver:
+        number, client, lane = self.state.client_id, self.client, self._lane
+        return HandOver(number, self._loop, client, lane, self.peer, protocol, first, self.notes)
 
     def _parse(self, data: bytes) -> None:
         commands: list[Command] = []
         # What broke the protocol is in the parser's `error`; see _after_pump.
         with suppress(ProtocolError):
             commands = self._parser.feed(data)
+        if self._parser.has_dropped and self.notes is not None:
+            self.notes.lose_track()
         for command in commands:
             self._commands.append(command)
             self._queued_bytes += len(command.raw)
@@ -349,15 +368,24 @@ class Session:
         if isinstance(verdict, Splice):
             self._begin_splice(command.skipped + command.raw + self._unparsed())
             return
+        if self._begun_before:
+            self._begun_before -= 1
+            verdict = judge_again(command, verdict, self._forwarder.settings.policies)
         self.requests += 1
-        slot = _Slot()
+        slot = _Slot(len(command.skipped) + len(command.raw))
         self._slots.append(slot)
+        if self.notes is not None:
+            self.notes.begin(slot.size)
         if isinstance(verdict, Answer):
             self._is_closing = self.state.closing
+            if command.name != b"PING":
+                self.describe()
             self._fulfil(slot, verdict.reply)
         elif isinstance(verdict, Forward):
-            self.spoke_moa = True
-            self.service = verdict.request.route.uri
+            if not self.spoke_moa or verdict.request.route.uri != self.service:
+                self.spoke_moa = True
+                self.service = verdict.request.route.uri
+                self.describe()
             exchange = self._forwarder.prepare(
                 verdict.request,
                 lambda outcome: self._fulfil(slot, resp_reply(outcome, self._max_body)),
@@ -371,7 +399,9 @@ class Session:
     def _pass_on(self, command: Command, verdict: ToOriginal, slot: _Slot) -> None:
         """Send one command to the address that was dialled."""
         self._metrics.passed_on += 1
-        self.service = verdict.uri or self.service
+        if verdict.uri and verdict.uri != self.service:
+            self.service = verdict.uri
+            self.describe()
 
         def unreachable() -> None:
             if verdict.instead is None:
@@ -387,15 +417,21 @@ class Session:
             em = f"{verdict.uri}: {why} before it replied; the request may have been executed"
             self._fulfil(slot, bulk(error_body(Ec.REMOTING, em)))
 
-        self._lane.request(
-            command.raw, lambda reply: self._fulfil(slot, reply.raw), lost, unreachable
-        )
+        def replied(reply: Reply) -> None:
+            if self.notes is not None:
+                self.notes.far_is_idle(self._lane.idle_stream)
+            self._fulfil(slot, reply.raw)
+
+        self._lane.request(command.raw, replied, lost, unreachable)
 
     def _fulfil(self, slot: _Slot, reply: bytes) -> None:
         slot.reply = reply
         slot.exchange = None
         while self._slots and self._slots[0].reply is not None:
-            self.client.write(self._slots.popleft().reply or b"")
+            head = self._slots.popleft()
+            if self.notes is not None:
+                self.notes.done += head.size
+            self.client.write(head.reply or b"")
         if self._is_closing and not self._slots:
             self._end_client()
         else:
@@ -465,6 +501,8 @@ class Session:
         self._tell_settled()
 
     def _join(self, server: Stream, *, to_server: bytes, to_client: bytes) -> None:
+        if self.notes is not None:
+            self.notes.join(self.client, server, len(to_server), len(to_client))
         self._spliced = SplicedPair(
             self.client, server, to_server=to_server, to_client=to_client, on_end=self._end
         )
@@ -558,8 +596,7 @@ class Session:
     def as_hand_over(self, protocol: Protocol, moved: Moved) -> HandOver:
         """What a session of this other protocol begins with, instead of this one."""
         self._has_ended = True
-        number, first = self.state.client_id, moved.unread
-        return HandOver(number, self._loop, self.client, self._lane, self.peer, protocol, first)
+        return self._as_taken(protocol, moved.unread)
 
     def restore(self, moved: Moved) -> None:
         """Be what `moved` was, before `start_restored`."""
@@ -588,7 +625,10 @@ class Session:
         self.client.write(moved.to_client)
         if moved.server is not None:
             self._lane.adopt(moved.server)
+            if self.notes is not None:
+                self.notes.far_is_idle(self._lane.idle_stream)
         first, self._unread = self._unread, b""
+        self._begun_before = moved.begun
         if moved.kind is Kind.DETECTING:
             if first:
                 self._detect(first)
@@ -601,6 +641,16 @@ class Session:
             self._throttle()
 
     # From outside
+
+    @property
+    def facts(self) -> bytes:
+        """Who the client is and what it has said of itself, for the board."""
+        return facts_of(self, self.state.client_id, RedisState.of(self.state))
+
+    def describe(self) -> None:
+        """Note the facts, some of which have changed."""
+        if self.notes is not None:
+            self.notes.describe(self.facts)
 
     @property
     def upstream(self) -> Address | None:

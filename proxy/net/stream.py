@@ -14,6 +14,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from proxy.net.sockets import set_reset_on_close
 
@@ -32,6 +33,25 @@ CloseCallback = Callable[[OSError | None], None]
 
 def _ignore() -> None:
     return
+
+
+class StreamNotes(Protocol):
+    """What a stream writes down as it goes (`proxy/net/notes.py`)."""
+
+    def receive(self, sock: socket.socket, before: int) -> bytes:
+        """As `recv` of up to READ_SIZE, after `before` bytes."""
+
+    def writing(self, written: int) -> None:
+        """Bytes are about to be handed to the kernel: so many with them."""
+
+    def keep(self, data: bytes | memoryview, written: int, waiting: int) -> None:
+        """The kernel did not take these, the last of `written`; `waiting` in all."""
+
+    def flushed(self) -> None:
+        """The kernel has taken all that it had not."""
+
+    def closed(self) -> None:
+        """The descriptor is about to be closed, or belongs to another agent."""
 
 
 class Stream:
@@ -60,6 +80,7 @@ class Stream:
         "_writing",
         "bytes_in",
         "bytes_out",
+        "notes",
         "on_close",
         "on_data",
         "on_drain",
@@ -79,6 +100,8 @@ class Stream:
         self.on_flushed: Callback = _ignore
         self.bytes_in = 0
         self.bytes_out = 0
+        self.notes: StreamNotes | None = None
+        """What outlives this process, if anything does."""
         self._out: deque[memoryview] = deque()
         self._buffered = 0
         self._is_reading_on = False
@@ -116,6 +139,10 @@ class Stream:
     def has_unsent(self) -> bool:
         """Whether the kernel has not yet taken all that was written."""
         return bool(self._out)
+
+    def count_from(self, read: int, written: int) -> None:
+        """Count from the beginning of the connection: so much had been read and sent by now."""
+        self.bytes_in, self.bytes_out = read, written + self._buffered
 
     def hand_out(self) -> bytes:
         """What the kernel has not yet taken; nothing more is sent until `unhold`."""
@@ -165,7 +192,14 @@ class Stream:
         self.on_close = lambda _error: None
         if self._flush_timer is not None:
             self._flush_timer.cancel()
+        self.forget()
         self.sock.close()
+
+    def forget(self) -> None:
+        """Note nothing any more: nobody is to go on with this connection after us."""
+        if self.notes is not None:
+            self.notes.closed()
+            self.notes = None
 
     def _on_readable(self) -> None:
         """Read until nothing is left.
@@ -184,8 +218,12 @@ class Stream:
             if size < READ_SIZE:
                 self._check_error()
                 return
+            notes = self.notes
             try:
-                data = self.sock.recv(READ_SIZE)
+                if notes is None:
+                    data = self.sock.recv(READ_SIZE)
+                else:
+                    data = notes.receive(self.sock, self.bytes_in)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as e:
@@ -243,6 +281,9 @@ class Stream:
             return
         size = len(data)
         self.bytes_out += size
+        notes = self.notes
+        if notes is not None:
+            notes.writing(self.bytes_out)
         if not self._out:
             try:
                 sent = self.sock.send(data)
@@ -256,6 +297,8 @@ class Stream:
             data = memoryview(data)[sent:]
         self._out.append(memoryview(data))
         self._buffered += len(data)
+        if notes is not None:
+            notes.keep(data, self.bytes_out, self._buffered)
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._on_writable)
@@ -270,6 +313,8 @@ class Stream:
         if not self._out:
             self._writing = False
             self._loop.remove_writer(self._fd)
+            if self.notes is not None:
+                self.notes.flushed()
             if self._flush_close:
                 self._finish(None)
                 return
@@ -333,6 +378,7 @@ class Stream:
         self.pause_reading()
         self._flush_close = True
         if not self._out:
+            self.forget()
             self._loop.call_soon(self._finish, self._send_error)
         else:
             self._watch_flush(left=-1)
@@ -348,6 +394,7 @@ class Stream:
     def abort(self) -> None:
         """Close with RST and drop what is not sent."""
         if not self._closed:
+            self.forget()
             set_reset_on_close(self.sock)
             self._flush_close = True
             self._drop_unsent()
@@ -369,5 +416,6 @@ class Stream:
         self._closed = True
         if self._flush_timer is not None:
             self._flush_timer.cancel()
+        self.forget()
         self.sock.close()
         self.on_close(error)

@@ -35,13 +35,15 @@ class RequestParser:
     `limits.max_frame` bytes and one chunk, and 64 KiB of ignored bytes.
     """
 
-    __slots__ = ("_framer", "_limits", "_reader", "_skipped")
+    __slots__ = ("_framer", "_limits", "_reader", "_skipped", "has_dropped")
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
         self._reader = ChunkReader()
         self._framer = Framer(self._reader, self._whole, self._read)
         self._skipped = b""
+        self.has_dropped = False
+        """Whether ignored bytes were dropped, which are then in no command and not pending."""
 
     @property
     def mid_frame(self) -> bool:
@@ -129,5 +131,9 @@ class RequestParser:
             self._skipped = b""
             return Command(args, raw, skipped)
         # What is dropped here meant nothing to anyone, and memory stays bounded.
-        self._skipped = raw if len(skipped) + len(raw) > _MAX_SKIPPED else skipped + raw
+        if len(skipped) + len(raw) > _MAX_SKIPPED:
+            self.has_dropped = True
+            self._skipped = raw
+        else:
+            self._skipped = skipped + raw
         return None

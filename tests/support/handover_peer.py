@@ -113,4 +113,3 @@ class FakeGiver:
     def close(self) -> None:
         self._sock.close()
         self.path.unlink(missing_ok=True)
-

@@ -77,15 +77,26 @@ class Upgrades:
     node: LabNode
     config: Path
     serving: Generation
+    own_sockets: int
+    """Of an agent that has no clients yet and is connected with no other agent."""
     generations: list[Generation] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, node: LabNode, registry: str, extra: str = "", identity: str = "") -> Upgrades:
-        """Start the first one."""
+    def begin(
+        cls,
+        node: LabNode,
+        registry: str,
+        extra: str = "",
+        identity: str = "",
+        timeout_s: int = 60,
+    ) -> Upgrades:
+        """Start the first one; `timeout_s` is for the connections of an upgrade."""
         config = write_config(node, registry, extra, identity)
+        text = config.read_text().replace("[agent]", f"[agent]\nhandover_timeout_s = {timeout_s}")
+        config.write_text(text)
         first = _start(node, config)
         first.process.wait_line('"ready"')
-        return cls(node, config, first, [first])
+        return cls(node, config, first, first.sockets(), [first])
 
     @property
     def agent(self) -> Agent:
@@ -121,7 +132,15 @@ class Upgrades:
 def _start(
     node: LabNode, config: Path, options: Sequence[str] = (), prefix: Sequence[str] = ()
 ) -> Generation:
-    argv = [*prefix, sys.executable, "-I", "-m", "installer.agent", str(config), "--supervised"]
+    argv = [
+        *prefix,
+        sys.executable,
+        "-I",
+        "-m",
+        "installer.agent_start",
+        str(config),
+        "--supervised",
+    ]
     process = node.start("moa-agent", *argv, *options)
     try:
         link = LinkClient(node.directory / "run", process.pid)
@@ -130,8 +149,11 @@ def _start(
     return Generation(node, process, link)
 
 
-def wait_settled(generation: Generation, count: int) -> None:
-    """Until an agent has so many connections of clients."""
-    wait_until(
-        lambda: len(generation.conns()) == count, 20, f"{count} connections at {generation.pid}"
-    )
+def wait_no_leak(generation: Generation, own: int) -> None:
+    """Until an agent has its own sockets, one for each client and each upstream, and no other."""
+
+    def surplus() -> int:
+        upstreams = int(generation.client.status()["connections"]["upstream"])
+        return generation.sockets() - own - len(generation.conns()) - upstreams
+
+    wait_until(lambda: surplus() == 0, 10, f"no leak: {surplus()} of {generation.descriptors()}")

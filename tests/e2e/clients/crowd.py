@@ -62,7 +62,11 @@ class Connection:
         self.writer: asyncio.StreamWriter
 
     async def run(
-        self, host: str, port: int, turn: Callable[[Connection], Awaitable[None]], stop: asyncio.Event
+        self,
+        host: str,
+        port: int,
+        turn: Callable[[Connection], Awaitable[None]],
+        stop: asyncio.Event,
     ) -> None:
         self.reader, self.writer = await asyncio.open_connection(host, port, limit=1 << 20)
         due_s = time.monotonic() + self.every_s * int.from_bytes(os.urandom(1), "big") / 256

@@ -1,0 +1,42 @@
+"""How agents end: asked first, bounded, and by force at last."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+
+import structlog
+
+from installer.opsd.agent import Agent
+from installer.opsd.upgrade_types import Manner
+
+LEAVE_S = 10.0
+"""How long one that holds nothing may take to end."""
+
+log = structlog.get_logger("opsd")
+
+
+async def see_off(agent: Agent, manner: Manner, drain_timeout_s: float) -> None:
+    """End one that is no part of anything any more."""
+    if manner is not Manner.KILL:
+        if not agent.tell({"do": str(manner)}):
+            agent.signal(signal.SIGTERM)
+        within_s = LEAVE_S + (drain_timeout_s if manner is Manner.STOP else 0.0)
+        if await agent.ended(within_s):
+            return
+        log.warning("agent killed: it did not leave", pid=agent.pid, within_s=within_s)
+    agent.signal(signal.SIGKILL)
+
+
+async def stop_all(agents: Sequence[Agent], drain_timeout_s: float) -> None:
+    """SIGTERM to all of them, and SIGKILL to who has not drained in time."""
+    for agent in agents:
+        agent.signal(signal.SIGTERM)
+    within_s = drain_timeout_s + LEAVE_S
+    await asyncio.gather(*(agent.ended(within_s) for agent in agents))
+    for agent in agents:
+        if not agent.is_dead:
+            log.warning("agent killed: it did not drain", pid=agent.pid, within_s=within_s)
+            agent.signal(signal.SIGKILL)
+            await agent.ended(LEAVE_S)

@@ -1,0 +1,249 @@
+"""The supervisor as a real process, with scripted agents: real sockets, real deaths, no root."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from installer.client import AgentError
+from tests.support.lab import wait_until
+from tests.support.opsd import OpsdWorld
+
+CHECK_FAILS = "registry.url: expected a URL"
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="moa-opsd-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def world(home: Path) -> Iterator[OpsdWorld]:
+    """With an agent of version 1 that serves."""
+    made = OpsdWorld(home, bake_s=0)
+    made.confirm(made.environment("1"))
+    made.start()
+    try:
+        made.wait_serving()
+        yield made
+    finally:
+        made.close()
+
+
+def test_starts_the_version_that_was_confirmed(world: OpsdWorld) -> None:
+    agent = world.wait_serving()
+    assert agent["version"] == "1"
+    assert world.client.status()["circuit"] == "closed"
+    assert world.stop() == 0
+    wait_until(lambda: not world.pids_of_agents(), 10, "no agent and no keeper is left")
+    assert sorted(os.listdir(world.runtime_dir)) == ["opsd.lock"]
+
+
+def test_upgrade_and_rollback_by_hand(world: OpsdWorld) -> None:
+    first = world.wait_serving()
+    two = world.environment("2")
+    done = world.upgrade(two)
+    assert (done["outcome"], done["ok"], done["moved"]) == ("upgraded", True, 7), done
+    second = world.wait_serving()
+    assert second["version"] == "2"
+    assert second["pid"] != first["pid"]
+    record = world.record()
+    assert (record["current"], record["previous"]) == (str(two), str(world.home / "1"))
+    wait_until(lambda: len(world.agents()) == 1, 10, "the old one has left")
+    done = list(world.client.ask({"do": "rollback"}))[-1]
+    assert (done["outcome"], done["ok"]) == ("upgraded", True)
+    assert world.wait_serving()["version"] == "1"
+
+
+def test_crashed_agent_is_started_again_with_its_estate(world: OpsdWorld) -> None:
+    first = world.wait_serving()
+    os.kill(first["pid"], signal.SIGKILL)
+    wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 10, "another one")
+    assert f"--adopt {world.runtime_dir}/keeper-{first['pid']}.sock" in world.words()
+    assert world.client.status()["crashes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "why"),
+    [
+        ({"check": CHECK_FAILS}, "refused", CHECK_FAILS),
+        ({"handover": [2, 3]}, "refused", "hands over by protocol 2 to 3"),
+        ({"abi": 3}, "refused", "layout 3"),
+        ({"at": {"start": "exit"}}, "refused", "exit code 3"),
+        ({"at": {"ready": "die"}}, "refused", "killed by SIGKILL"),
+        ({"at": {"ready": "refuse"}}, "refused", "the script says so"),
+        ({"at": {"take": "die"}}, "refused", "killed by SIGKILL"),
+        ({"at": {"taken": "die"}}, "rolled back", "killed by SIGKILL"),
+        ({"beat": {"failed": 5}}, "rolled back", "requests failed"),
+        ({"beat": {"latency_ms": 90}}, "rolled back", "requests take 90.0 ms"),
+        ({"beat": {"loop_lag_ms": 900}}, "rolled back", "900 ms late"),
+    ],
+)  # fmt: skip
+def test_new_one_that_is_no_good(
+    world: OpsdWorld, script: dict[str, Any], outcome: str, why: str
+) -> None:
+    """The old one goes on in every case, and the next upgrade works."""
+    first = world.wait_serving()
+    wait_until(
+        lambda: ((world.serving() or first)["requests"] or 0) > 50, 10, "enough to compare with"
+    )
+    done = world.upgrade(world.environment("2", **script), bake_s=10)
+    assert (done["outcome"], done["ok"]) == (outcome, False), done
+    assert why in done["text"], done
+    assert done["next"]
+    assert world.wait_serving()["pid"] == first["pid"]
+    wait_until(lambda: len(world.agents()) == 1, 10, "the new one has gone")
+    assert world.record()["current"] == str(world.home / "1")
+    done = world.upgrade(world.environment("3"))
+    assert done["outcome"] == "upgraded", done
+
+
+def test_new_one_that_hangs_while_it_bakes_is_killed(world: OpsdWorld) -> None:
+    first = world.wait_serving()
+    done = world.upgrade(world.environment("2", at={"taken": "stop"}), bake_s=10)
+    assert done["outcome"] in ("refused", "rolled back"), done
+    assert world.wait_serving()["pid"] == first["pid"]
+
+
+def test_second_upgrade_is_refused(world: OpsdWorld) -> None:
+    two = world.environment("2", at={"ready": "hang"})
+    lines = world.client.ask({"do": "upgrade", "to": str(two)})
+    next(lines)
+    with pytest.raises(AgentError, match="one at a time"):
+        world.upgrade(two)
+    with pytest.raises(AgentError, match="cannot be rolled back just now"):
+        list(world.client.ask({"do": "rollback"}))
+    lines.close()  # who asked goes away: the upgrade goes on
+    wait_until(lambda: world.client.status()["upgrade"]["stage"] == "starting", 10, "it goes on")
+
+
+def test_rolled_back_by_hand_while_it_bakes(world: OpsdWorld) -> None:
+    first = world.wait_serving()
+    two = world.environment("2")
+    lines = world.client.ask({"do": "upgrade", "to": str(two), "bake_s": 600})
+    line = next(line for line in lines if line["stage"] == "baking")
+    assert line["left_s"] > 500
+    undone = list(world.client.ask({"do": "rollback"}))[-1]
+    assert (undone["outcome"], undone["ok"]) == ("rolled back", True)
+    seen = list(lines)[-1]
+    assert (seen["outcome"], seen["ok"]) == ("rolled back", False)
+    assert world.wait_serving()["pid"] == first["pid"]
+
+
+@pytest.mark.parametrize("point", ["give", "given"])
+def test_old_one_that_dies_while_it_gives(home: Path, point: str) -> None:
+    """The new one takes the rest from its keeper; there is no way back then."""
+    world = OpsdWorld(home)
+    try:
+        world.confirm(world.environment("1", at={point: "die"}))
+        world.start()
+        world.wait_serving()
+        done = world.upgrade(world.environment("2"))
+        assert done["outcome"] == "upgraded", done
+        assert world.wait_serving()["version"] == "2"
+    finally:
+        world.close()
+
+
+def test_both_die(home: Path) -> None:
+    """Whoever was confirmed is started, and adopts what both left."""
+    world = OpsdWorld(home)
+    try:
+        world.confirm(world.environment("1", at={"give": ["die", 1]}))
+        world.start()
+        first = world.wait_serving()
+        done = world.upgrade(world.environment("2", at={"adopt": "die"}))
+        assert done["outcome"] == "broken", done
+        wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 10, "another one")
+        assert world.wait_serving()["version"] == "1"
+        assert world.words().count("keeper-") >= 1
+    finally:
+        world.close()
+
+
+def test_crash_loop_opens_the_circuit(home: Path) -> None:
+    world = OpsdWorld(home, crashes=3, open_s=1, crash_window_s=5)
+    try:
+        world.confirm(world.environment("1", at={"serve": ["exit", 3]}))
+        world.start()
+        wait_until(lambda: '"circuit": "open"' in world.words(), 20, "the circuit is open")
+        status = world.client.status()
+        assert (status["circuit"], status["agents"]) == ("open", [])
+        assert world.wait_serving()["version"] == "1", "one is tried after a while"
+        assert world.client.status()["circuit"] == "half-open"
+        wait_until(lambda: world.client.status()["circuit"] == "closed", 20, "it is well again")
+    finally:
+        world.close()
+
+
+def test_estate_that_kills_is_released(home: Path) -> None:
+    """Who dies over an estate twice shall not have it a third time."""
+    world = OpsdWorld(home, crashes=9)
+    try:
+        world.confirm(world.environment("1", at={"adopt": "die"}))
+        world.start()
+        first = world.wait_serving()
+        os.kill(first["pid"], signal.SIGKILL)
+        wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 20, "another one")
+        assert world.client.status()["estates"] == 0
+    finally:
+        world.close()
+
+
+def test_killed_supervisor_finds_its_agent(world: OpsdWorld) -> None:
+    first = world.wait_serving()
+    world.kill()
+    assert first["pid"] in world.pids_of_agents()
+    world.start()
+    assert world.wait_serving()["pid"] == first["pid"]
+    os.kill(first["pid"], signal.SIGKILL)
+    wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 10, "it is in charge")
+
+
+def test_both_killed_and_the_estate_is_found(world: OpsdWorld) -> None:
+    first = world.wait_serving()
+    world.kill()
+    os.kill(first["pid"], signal.SIGKILL)
+    world.start()
+    second = world.wait_serving()
+    assert second["pid"] != first["pid"]
+    assert f"--adopt {world.runtime_dir}/keeper-{first['pid']}.sock" in world.words()
+
+
+@pytest.mark.parametrize("stage", ["starting", "giving", "baking"])
+def test_supervisor_killed_during_an_upgrade(world: OpsdWorld, stage: str) -> None:
+    script = {"starting": {"ready": "hang"}, "giving": {"take": "hang"}, "baking": {}}[stage]
+    first = world.wait_serving()
+    lines = world.client.ask(
+        {"do": "upgrade", "to": str(world.environment("2", at=script)), "bake_s": 1}
+    )
+    for line in lines:
+        if line["stage"] == stage:
+            break
+    world.kill()
+    world.start()
+    if stage == "baking":
+        wait_until(lambda: len(world.agents()) == 1, 20, "baked, and the old one has left")
+        assert world.wait_serving()["version"] == "2"
+        assert world.record()["current"] == str(world.home / "2")
+    else:
+        wait_until(lambda: len(world.agents()) == 1, 30, "the new one has gone")
+        assert world.wait_serving()["pid"] == first["pid"]
+    assert world.record()["upgrade"] is None
+
+
+def test_one_supervisor_at_a_time(world: OpsdWorld) -> None:
+    first = world.process
+    assert first is not None
+    world.start()
+    second, world.process = world.process, first
+    assert second is not None
+    assert second.wait(20) == 1
+    assert f"a supervisor runs already (process {first.pid})" in world.words()
