@@ -72,6 +72,8 @@ class Handover:
         self._settings = settings
         self._tell = tell
         self._on_gone = on_gone
+        self.on_refused: Callable[[str], None] = lambda _why: self.offer()
+        """The other agent gives nothing, and lives: offer again, or go."""
         self._channel = Channel(self._loop, sock)
         self._ready: pb.Ready | None = None
         self._is_asked = False
@@ -206,6 +208,8 @@ class Handover:
             self._listen()
         if why is None:
             self._tell({"say": "taken", "moved": taker.moved})
+        elif self._channel.is_open:
+            self.on_refused(why)
         elif taker.is_serving:
             log.warning("the other agent was lost halfway", reason=why, moved=taker.moved)
         if not self._channel.is_open:

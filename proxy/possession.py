@@ -195,6 +195,8 @@ class Possession:
             self._app.use_table(_parsed_table(exported))
 
     def adopt(self, moved: Moved) -> None:
+        if moved.client.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ValueError(f"connection {moved.number} is no TCP connection")
         try:
             peer = self._app.peer_of(moved)
         except OSError as error:

@@ -87,6 +87,7 @@ def node(module_node: Node) -> Iterator[Node]:
     """Afterwards the agent serves as before: everybody, with all that it had."""
     serving = module_node.upgrades.serving
     yield module_node
+    serving.link.drain()
     wait_until(
         lambda: serving.client.status()["connections"]["outbound"] == CLIENTS, 20, "all are back"
     )
@@ -158,12 +159,16 @@ def _cannot_take_listeners(node: Node) -> None:
     peer = node.offer()
     peer.wait(FrameType.SHARED)
     peer.send(pb.Accepted(batch=0, why="no room"))
-    assert not any(frame.type is FrameType.COMMIT for frame in peer.wait_gone())
+    received = peer.next()
+    assert received.type is FrameType.REFUSE
+    assert "no room" in received.message.why
+    peer.close()
 
 
 def _few_descriptors(node: Node) -> None:
     peer = node.offer(descriptors=10)
     assert "raise its limit" in peer.wait(FrameType.REFUSE).why
+    peer.close()
 
 
 def _dies_after_commit(node: Node) -> None:

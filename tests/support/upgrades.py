@@ -94,7 +94,7 @@ class Upgrades:
         config = write_config(node, registry, extra, identity)
         text = config.read_text().replace("[agent]", f"[agent]\nhandover_timeout_s = {timeout_s}")
         config.write_text(text)
-        first = _start(node, config)
+        first = start_generation(node, config)
         first.process.wait_line('"ready"')
         return cls(node, config, first, first.sockets(), [first])
 
@@ -102,6 +102,15 @@ class Upgrades:
     def agent(self) -> Agent:
         """The one that serves."""
         return Agent(self.node, self.config, self.serving.process)
+
+    def wait_requests(self, count: int) -> None:
+        """Until so many more have been served."""
+
+        def total() -> int:
+            return int(self.agent.status()["requests"]["total"])
+
+        wanted = total() + count
+        wait_until(lambda: total() >= wanted, 20, f"{count} requests more")
 
     def prepare(self, config: Path | None = None, prefix: Sequence[str] = ()) -> Generation:
         """Start a successor; returns when it says that it could take over."""
@@ -111,7 +120,7 @@ class Upgrades:
 
     def start_successor(self, config: Path | None = None, prefix: Sequence[str] = ()) -> Generation:
         path = ("--take-over", str(self.serving.entrance))
-        successor = _start(self.node, config or self.config, path, prefix)
+        successor = start_generation(self.node, config or self.config, path, prefix)
         self.generations.append(successor)
         return successor
 
@@ -129,7 +138,7 @@ class Upgrades:
         return self.give(self.prepare())
 
 
-def _start(
+def start_generation(
     node: LabNode, config: Path, options: Sequence[str] = (), prefix: Sequence[str] = ()
 ) -> Generation:
     argv = [

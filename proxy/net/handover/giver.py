@@ -50,7 +50,7 @@ class GiveSettings:
     deadline_s: float = 60.0
     patience_s: float = 0.1
     patience_max_s: float = 10.0
-    answer_s: float = 2.0
+    answer_s: float = 5.0
 
 
 class Progress(NamedTuple):
@@ -145,7 +145,7 @@ class Giver:
 
     def _on_shared_accepted(self, why: str) -> None:
         if why:
-            self._fail(f"the other agent cannot take the listeners: {why}")
+            self._refuse(f"the other agent cannot take the listeners: {why}")
             return
         # The state first: who asks the other agent finds every count at least as high as here.
         state = self._side.state(is_last=False, with_table=self._needs_table)
@@ -392,8 +392,9 @@ class Giver:
     # When it does not happen
 
     def _refuse(self, why: str) -> None:
+        """Nothing has begun, and the other agent may try again."""
         self._channel.send(pb.Refuse(why=why))
-        self._fail(why)
+        self._finish(why)
 
     def _on_channel_lost(self, why: str) -> None:
         if self._has_ended:

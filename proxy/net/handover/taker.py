@@ -110,7 +110,12 @@ class Taker:
             self._channel.send(pb.Accepted(batch=message.batch, why=_TOO_MANY))
             return
         batch, why = _Batch(), ""
-        sockets = [socket.socket(fileno=fd) for fd in fds]
+        try:
+            sockets = [socket.socket(fileno=fd) for fd in fds]
+        except OSError as error:
+            _close_all(fds)
+            self._channel.send(pb.Accepted(batch=message.batch, why=str(error)))
+            return
         for sock in sockets:
             sock.setblocking(False)
         at = 0
