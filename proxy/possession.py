@@ -21,6 +21,7 @@ from proxy.net.moved import Moved
 from proxy.net.pools import Pools
 from proxy.net.served import Served
 from proxy.registry.member import BadMember, format_member, parse_member
+from proxy.wire.mesh import StateError
 
 _OWN = ("outbound4", "outbound6", "inbound4", "inbound6")
 _DOOR = "door "
@@ -201,7 +202,10 @@ class Possession:
             peer = self._app.peer_of(moved)
         except OSError as error:
             raise ValueError(f"connection {moved.number} has ended: {error.strerror}") from None
-        self._app.front.adopt(moved, peer)
+        try:
+            self._app.front.adopt(moved, peer)
+        except StateError as error:
+            raise ValueError(f"connection {moved.number}: {error}") from None
         if moved.caller is not None:
             self._app.door.know(moved.number)
 

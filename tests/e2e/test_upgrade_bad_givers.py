@@ -135,6 +135,7 @@ def node(module_node: Node) -> Iterator[Node]:
 
 def _hangs_up_at_once(node: Node) -> tuple[Generation, str]:
     taker, peer = node.start()
+    peer.wait(FrameType.HELLO)
     peer.close()
     return taker, "closed the connection"
 

@@ -133,9 +133,11 @@ class Taker:
                 continue
             batch.numbers.append(connection.number)
         for upstream, sock in zip(message.upstreams, sockets[at:], strict=False):
-            address = Address(upstream.host, upstream.port)
-            wire, last = Wire(upstream.wire), upstream.last_number
-            batch.upstreams.append((address, wire, upstream.local, last, sock))
+            address, last = Address(upstream.host, upstream.port), upstream.last_number
+            try:
+                batch.upstreams.append((address, Wire(upstream.wire), upstream.local, last, sock))
+            except ValueError:
+                sock.close()  # Of a protocol that this version does not speak.
         self._batches[message.batch] = batch
         self._channel.send(pb.Accepted(batch=message.batch, taken=batch.numbers, why=why))
 
