@@ -230,3 +230,50 @@ def test_install_killed_in_the_middle_then_uninstalled(
     moactl(machine, "uninstall", "--yes")
     assert_same(machine.node.lab, traces)
     assert differences(before, machine.picture()) == {}
+
+
+def beside(machine: Machine) -> str:
+    """Install another version from an environment of its own; its number."""
+    version = str(moactl(machine, "version", command=INSTALLED)["version"])
+    copy, other = machine.node.directory / "other", f"{version}.post1"
+    done = machine.call("cp", "-a", f"/opt/moa/versions/{version}", str(copy))
+    assert done.returncode == 0, done.stderr
+    (copy / "FILES").unlink()
+    (libraries,) = copy.glob("lib/python3*/site-packages")
+    own = libraries / f"moa_interceptor-{version}.dist-info"
+    for name, old, new in (
+        ("METADATA", f"\nVersion: {version}\n", f"\nVersion: {other}\n"),
+        ("RECORD", f"moa_interceptor-{version}.", f"moa_interceptor-{other}."),
+    ):
+        (own / name).write_text((own / name).read_text().replace(old, new))
+    own.rename(libraries / f"moa_interceptor-{other}.dist-info")
+    done = machine.call(str(copy / "bin/moactl"), "install", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"moactl agent upgrade --to {other}" in done.stdout + done.stderr
+    return other
+
+
+def test_another_version_beside_and_an_upgrade_to_it(machine: Machine, config: str) -> None:
+    agents.start_service(machine.node.lab.nodes["b"], PORT)
+    machine.call(MOACTL, "version")
+    before, traces = machine.picture(), look(machine.node.lab)
+    moactl(machine, "install", "-c", config, "--yes")
+    version = moactl(machine, "status", command=INSTALLED)["agent"]["version"]
+    other = beside(machine)
+    assert moactl(machine, "status", command=INSTALLED)["agent"]["version"] == version
+    for argv, expected in ((("upgrade", "--to", other), other), (("rollback",), version)):
+        done = machine.call(INSTALLED, "agent", *argv, "--bake", "0")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert moactl(machine, "status", command=INSTALLED)["agent"]["version"] == expected
+        linked = machine.call("readlink", "/opt/moa/current").stdout.strip()
+        assert linked == f"versions/{expected}"
+        assert redirected(machine) > 0
+    listed = moactl(machine, "agent", "versions", command=INSTALLED)["versions"]
+    assert [(v["version"], v["running"], v["previous"]) for v in listed] == [
+        (version, True, False),
+        (other, False, True),
+    ]
+    gone = moactl(machine, "uninstall", "--yes", command=INSTALLED)
+    assert (gone["left"], gone["agent_pids"]) == ([], [])
+    assert_same(machine.node.lab, traces)
+    assert differences(before, machine.picture()) == {}
