@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from installer import node_state
-from installer.plan import environment
+from installer.plan import environment, run
+from installer.plan.site import Site
 from interceptor.cgroup import Cgroup
 from interceptor.node import Node
 from interceptor.programs import OBJECT_PATH
@@ -175,6 +176,30 @@ def test_on_with_one_command_and_off_with_one(machine: Machine, config: str) -> 
     assert_same(node.lab, traces)
     assert differences(before, machine.picture()) == {}
     assert moactl(machine, "uninstall", "--yes")["removed"] == []
+
+
+def test_slice_is_stopped_when_no_unit_is_left_in_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd keeps a slice, and its cgroup, when its last unit has ended."""
+    node = lab.add_node("a")
+    directory = node.directory / "bin"
+    directory.mkdir()
+    calls = directory / "calls"
+    (directory / "systemctl").write_text(f'#!/bin/sh\necho "$@" >>{calls}\n')
+    (directory / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory), prepend=":")
+    site, slices = Site(), {"inner.slice": node.services.name, "outer.slice": f"/{lab.id}"}
+    unit = node.start("unit", "sleep", "600", cgroup=node.services)
+    events = node.services.path / "cgroup.events"
+    wait_until(lambda: "populated 1" in events.read_text(), 5, "the unit runs")
+    run.end_slices(site, slices)
+    assert not calls.exists()
+    assert site.left == ["inner.slice: units run in it, and leave it when they are started again"]
+    unit.kill()
+    wait_until(lambda: "populated 0" in events.read_text(), 5, "the unit has ended")
+    run.end_slices(site, {**slices, "gone.slice": f"/{lab.id}/gone"})
+    assert calls.read_text().split("\n")[:2] == ["stop inner.slice", "stop outer.slice"]
 
 
 # From its first change to its last: the manifest, a copy that is being made, files, the agent that
