@@ -69,6 +69,17 @@ class World:
             cgroup=self.outside(),
         )  # fmt: skip
 
+    def begin(self, node: LabNode) -> None:
+        """Start a supervisor, and wait until its agent serves."""
+        self.configure(node)
+        self.start_supervisor(node)
+        wait_until(partial(self.pid, node), 30, f"an agent serves on {node.name}")
+
+    def mesh_on(self, node: LabNode) -> None:
+        kernel = Node(node.root)
+        kernel.add_scope(node.services)
+        kernel.switch(on=True)
+
     def pid(self, node: LabNode) -> int:
         """Of the agent that serves there; 0 when none does."""
         try:
@@ -133,14 +144,10 @@ def world(lab: Lab) -> World:
     start_service(made.c, 5001, name="near-a")
     start_service(made.c, 5002, name="near-b")
     for node in (made.a, made.b):
-        made.configure(node)
-        made.start_supervisor(node)
-        wait_until(partial(made.pid, node), 30, f"an agent serves on {node.name}")
+        made.begin(node)
     for port, zone in ((5001, "za"), (5002, "zb"), (DEAD_PORT, "zdead")):
         made.register(port, zone)
-    kernel = Node(made.a.root)
-    kernel.add_scope(made.a.services)
-    kernel.switch(on=True)
+    made.mesh_on(made.a)
     wait_until(lambda: made.answer() == ANSWERS, 10, "the agent of A routes")
     made.wait_for_peers(f"{made.b.ip4}:{PEER_PORT}")
     return made
