@@ -68,7 +68,8 @@ package: build ## build dist/: a wheel, and a .deb that needs no compiler and no
 	@.ci/package.sh
 
 test-package: package ## install that .deb on a bare Debian, use it, purge it, as root; takes minutes
-	$(BIN)/pytest tests/package $(PYTEST_ARGS)
+	@.ci/need.sh debootstrap
+	MOA_NO_SKIP=1 $(BIN)/pytest tests/package $(PYTEST_ARGS)
 
 test-vm: package ## virtual machines by vagrant, the demo in them, and away, as root; takes minutes
 	@vagrant/vm/test.sh $(KERNELS)

@@ -22,6 +22,8 @@ from proxy.core.model import Address
 
 log = structlog.get_logger("kernel")
 
+_OUTBOUND = (ListenerSlot.OUT4, ListenerSlot.OUT6)
+
 
 class KernelGate:
     """Implements `proxy.app.Gate`, and follows the registry and the cgroups."""
@@ -41,6 +43,7 @@ class KernelGate:
         self._taken_out: set[str] = set()
         self._told_of_removal = False
         self._is_active = False
+        self._opened: Listeners | None = None
         self.is_off: Callable[[], bool] = lambda: False
         """Whether the node intercepts nothing, by a switch of its application or its name."""
         self.hidden: Callable[[], frozenset[Address]] = frozenset
@@ -55,14 +58,21 @@ class KernelGate:
             self._is_active = True
             self._applied.clear()  # another agent may have written since
             self._apply()
+        self._opened = listeners
         self._maps.beat()
         for slot, sock in _slots(listeners):
             self._maps.publish_listener(slot, sock, self._generation)
 
     def shut(self) -> None:
-        if self._is_active:
-            for slot in ListenerSlot:
+        for slot, sock in _slots(self._opened) if self._opened and self._is_active else ():
+            if slot in _OUTBOUND:
+                self._maps.disown_listener(sock)
+            else:
                 self._maps.withdraw_listener(slot)
+
+    def withdraw(self) -> None:
+        for slot in _OUTBOUND if self._is_active else ():
+            self._maps.withdraw_listener(slot)
 
     def rest(self) -> None:
         self._is_active = False

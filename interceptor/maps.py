@@ -113,6 +113,15 @@ class Maps:
         libbpf.map_update(self._fds["listener_mark"], key, struct.pack("=I", mark))
         libbpf.map_update(self._fds["listeners"], struct.pack("=I", slot), struct.pack("=Q", fd))
 
+    def disown_listener(self, listener: socket.socket) -> None:
+        """No further connect() is turned to it, but what one has decided still arrives.
+
+        The hook that decides and the one that finds the listener are microseconds apart in one
+        system call: who only withdraws refuses a connection now and then.
+        """
+        key = struct.pack("=i", listener.fileno())
+        libbpf.map_delete(self._fds["listener_mark"], key)
+
     def withdraw_listener(self, slot: ListenerSlot) -> None:
         libbpf.map_delete(self._fds["listeners"], struct.pack("=I", slot))
 

@@ -78,7 +78,10 @@ class Gate(Protocol):
         """Turn new connections to these sockets, of what the registry knows."""
 
     def shut(self) -> None:
-        """Let new connections pass, at once; what is established stays."""
+        """Let new connections pass, at once; what is established, or on its way, stays."""
+
+    def withdraw(self) -> None:
+        """Nothing that was decided before `shut` is on its way any more."""
 
     def follow(self) -> None:
         """The instances that the registry knows have changed; nothing while it is not open."""
@@ -371,7 +374,12 @@ class ProxyApp:
         self._loop.call_later(_REOPEN_AFTER_S, self._reopen_if_room)
         self.metrics.overloads += 1
         self._gate.shut()
+        self._loop.call_later(_LAST_ARRIVALS_S, self._withdraw)
         log.warning("full", connections=len(self.sessions), new_connections="go direct")
+
+    def _withdraw(self) -> None:
+        if self._shut or self._draining:
+            self._gate.withdraw()
 
     def _reopen_if_room(self) -> None:
         if self._draining or self._is_resting or self.listeners is None:
@@ -395,6 +403,7 @@ class ProxyApp:
         # A connect() that was turned to us just before is still on its way to be accepted.
         last_s = _LAST_CALLERS_S if self._door.is_open else _LAST_ARRIVALS_S
         await asyncio.sleep(min(last_s, timeout_s))
+        self._withdraw()
         self._door.close()
         while self.sessions and self._loop.time() < deadline_s:
             silent_since_s = self._loop.time() - _FIRST_REQUEST_S

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Show MOA Interceptor between the machines of `vagrant up`: routing, failover, an agent's
-# death, upgrade, uninstall. Each step is checked; the first that fails ends it with 1.
+# Show MOA Interceptor between the machines of `vagrant up`: routing, a unit that joins and
+# leaves, failover, an agent's death, upgrade, uninstall, and uninstall after a killed install.
+# Each step is checked; the first that fails ends it with 1.
 #
-# The last step takes MOA Interceptor off both nodes; `vagrant provision` puts it back.
+# The last steps take MOA Interceptor off both nodes; `vagrant provision` puts it back.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -88,6 +89,25 @@ routing() {
     passed "in the mesh: it dials one instance, several answer" "$seen"
 }
 
+# A unit that runs, and goes on to run.
+joins_and_leaves() {
+    local pid seen
+    pid=$(on node-a systemctl show --property MainPID caller)
+    seen=$(asked)
+    [[ $seen == failed* ]] || fail "the unit is not in the mesh, yet $dead answers: $seen"
+    on node-a sudo moactl mesh join caller >/dev/null || fail "moactl mesh join caller"
+    seen=$(asked)
+    all_answered "after moactl mesh join" "$seen"
+    passed "moactl mesh join caller: its next calls to $dead" "$seen"
+    on node-a sudo moactl mesh leave caller >/dev/null || fail "moactl mesh leave caller"
+    [[ $(asked) == failed* ]] || fail "the unit has left the mesh, yet $dead answers"
+    [ "$pid" = "$(on node-a systemctl show --property MainPID caller)" ] ||
+        fail "the unit was restarted"
+    passed "moactl mesh leave caller: they go straight again" "$pid all the time"
+}
+
+asked() { on node-a sudo /vagrant/guest/ask.sh "$dead" 3 | counted; }
+
 failover() {
     local seen
     on node-a sudo /vagrant/guest/caller.sh "$address_b" "$((2 * calls))" mesh >"$work/calls" &
@@ -106,49 +126,81 @@ failover() {
     passed "node-b:5000 is started again" "it answers again"
 }
 
+agent_pid() {
+    on node-a sudo moactl status -o json | sed -n '/"agent"/,$ s/.*"pid": \([0-9]*\).*/\1/p' | head -n 1
+}
+
+other_agent() {
+    local pid
+    pid=$(agent_pid)
+    [ -n "$pid" ] && [ "$pid" != "$1" ] && serves node-a
+}
+
 agent_dies() {
-    local seen
-    on node-a "sudo sh -c 'kill -9 \$(cat /sys/fs/cgroup/system.slice/moa-*.service/cgroup.procs)'"
+    local pid seen
+    pid=$(agent_pid)
+    on node-a sudo kill -KILL "$pid" || fail "no agent to be killed: $pid"
     seen=$(answers "$address_b" 3 mesh)
     all_answered "after the agent's death" "$seen"
     passed "the agent is killed -9: calls go on" "$seen"
-    eventually "the agent is back" serves node-a
+    eventually "another agent serves" other_agent "$pid"
     eventually "calls are routed" answers_with node-a: "$address_b"
     passed "systemd starts it again: calls are routed" "$(answers "$dead" 4 mesh)"
 }
 
 upgrade() {
-    local seen
+    local next seen
     if ! on node-a moactl agent upgrade --help >/dev/null; then
         passed "moactl agent upgrade" "this version has none"
         return
     fi
+    next=$(on node-a sudo /vagrant/guest/next-version.sh) || fail "no other version: $next"
     on node-a sudo /vagrant/guest/caller.sh "$dead" "$((2 * calls))" mesh >"$work/calls" &
-    on node-a sudo moactl agent upgrade >/dev/null || fail "moactl agent upgrade"
+    on node-a sudo moactl agent upgrade --to "$next" >/dev/null || fail "moactl agent upgrade"
     wait $! || fail "the caller ended: $(counted <"$work/calls")"
     seen=$(counted <"$work/calls")
     all_answered "during the upgrade" "$seen"
-    passed "moactl agent upgrade, under calls: none fails" "$seen"
+    eventually "the agent is of version $next" runs "$next"
+    passed "moactl agent upgrade --to $next, under calls" "$seen"
+}
+
+runs() { on node-a sudo moactl status -o json | grep -q "\"version\": \"$1\""; }
+
+# What this node is now, and what it was before the package came.
+compared() {
+    on "$1" "sudo /vagrant/guest/picture.sh >/tmp/after; diff /moa/before /tmp/after" \
+        >"$work/diff-$1" || fail "$1 is not as it was before:
+$(head -n 40 "$work/diff-$1")"
+}
+
+purged() {
+    on "$1" sudo apt-get -qq purge --yes moa-interceptor >/dev/null || fail "apt-get purge on $1"
+    compared "$1"
 }
 
 uninstall() {
-    local node seen
+    local node seen pids=()
     for node in "${nodes[@]}"; do
-        on "$node" sudo apt-get -qq purge --yes moa-interceptor >/dev/null ||
-            fail "apt-get purge on $node"
-        on "$node" "sudo /vagrant/guest/picture.sh >/tmp/after; diff /moa/before /tmp/after" \
-            >"$work/diff-$node" || fail "$node is not as it was before:
-$(head -n 40 "$work/diff-$node")"
+        purged "$node" &
+        pids+=($!)
+    done
+    for node in "${nodes[@]}"; do
+        wait "${pids[0]}" || exit 1
+        pids=("${pids[@]:1}")
         passed "apt purge on $node: before and after, compared" "no difference"
     done
     seen=$(answers "$address_b" 3)
     [ "$seen" = "node-b:5000 x 3" ] || fail "expected node-b:5000, saw: $seen"
     passed "calls go on, straight" "$seen"
+    seen=$(on node-b sudo /vagrant/guest/killed-install.sh) || fail "killed-install.sh: $seen"
+    purged node-b
+    passed "node-b: $seen, then apt purge" "no difference"
 }
 
 vagrant ssh-config >"$work/ssh"
 nodes_are_up
 routing
+joins_and_leaves
 failover
 agent_dies
 upgrade

@@ -15,6 +15,7 @@ from installer.cli.install import told
 from installer.cli.output import emit
 from installer.cli.session import Session, pass_session, shared_options
 from installer.config import DEFAULT_PATH, Config
+from installer.opsd import versions
 from installer.plan import manifest, run
 from installer.plan.site import Site
 from interceptor.cgroup import Cgroup
@@ -152,7 +153,8 @@ def _running_agents(node: Node, config: Config) -> _Running:
 def _remove_files(config: Config, report: _Report) -> None:
     """What an agent leaves when it is killed; directories only when nothing else is in them."""
     agent = config.agent
-    kept = (config.last_known_path, *(agent.state_dir / name for name in switches.NAMES))
+    names = (*switches.NAMES, versions.RECORD)
+    kept = (config.last_known_path, *(agent.state_dir / name for name in names))
     for path in (*_runtime_files(agent.runtime_dir), *kept):
         _remove(path, report)
     for directory in (agent.runtime_dir, agent.state_dir):

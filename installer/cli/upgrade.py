@@ -91,6 +91,10 @@ def _progress(line: Line) -> str:
     return ", ".join(words)
 
 
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.1f}"
+
+
 def _summary(last: Line) -> Facts:
     before, after = last["before"] or {}, last["after"] or {}
 
@@ -98,7 +102,7 @@ def _summary(last: Line) -> Facts:
         if before.get(name) is None and after.get(name) is None:
             return None
         old, new = (
-            "-" if health.get(name) is None else f"{health[name]:.4g}{unit}"
+            "-" if health.get(name) is None else f"{_number(health[name])}{unit}"
             for health in (before, after)
         )
         return f"{old} before, {new} after"

@@ -5,13 +5,16 @@ from __future__ import annotations
 from installer import agent_lock
 from installer.client import AgentError
 from installer.doctor.check import Check, Result, Severity, fail, ok, skip, warn
-from installer.doctor.probes import REGISTRY_DEADLINE_S, Probes
+from installer.doctor.probes import REGISTRY_DEADLINE_S, Listener, Probes
 from installer.node_state import Installed
 from installer.plan.manifest import ManifestError
 from interceptor.errors import Incomplete, InterceptorError
 from proxy.registry.base import RegistryError
 from proxy.registry.clients import FAULTS
 from proxy.registry.endpoint import RedisEndpoint
+
+KEEPER = "moa-keeper"
+"""What an agent's keeper is called (installer/keeper.py)."""
 
 _REMOVE = "moactl uninstall, then moactl agent run"
 
@@ -50,13 +53,19 @@ def _ports(probes: Probes) -> Result:
         f"{listener.port} is taken by {listener.process or 'an unknown process'} "
         f"(process {listener.pid or 'not to be seen from here'})"
         for listener in probes.listeners()
-        if listener.port in wanted and (running is None or listener.pid != running)
+        if listener.port in wanted and not _is_ours(listener, running)
     ]
     if strangers:
         todo = f"free it, or set {' or '.join(wanted.values())}"
         return fail("; ".join(sorted(set(strangers))), todo)
     taken = {listener.port for listener in probes.listeners()} & wanted.keys()
     return ok(f"{', '.join(map(str, wanted))}: {'the agent listens' if taken else 'free'}")
+
+
+def _is_ours(listener: Listener, running: int | None) -> bool:
+    if running is not None:
+        return running in listener.pids or running == listener.pid
+    return listener.process == KEEPER  # of a dead agent, until the next one has its sockets
 
 
 def _agent(probes: Probes) -> Result:

@@ -37,11 +37,15 @@ REGISTRY_DEADLINE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who listens on a port of this network namespace; pid None when it cannot be told."""
+    """Who listens on a port of this network namespace; pid None when it cannot be told.
+
+    `pids` are all that have the socket: an agent's keeper and a retired agent have it, too.
+    """
 
     port: int
     pid: int | None
     process: str
+    pids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +142,17 @@ def _has_library(soname: str) -> bool:
 
 
 def _listeners() -> list[Listener]:
-    pid_by_inode: dict[int, int] = {}
+    owners: dict[int, list[int]] = {}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         with suppress(PermissionError):  # of a process in a sandbox, even for root
-            pid_by_inode.update(dict.fromkeys(tcp_table.inodes_of(pid), pid))
+            for inode in tcp_table.inodes_of(pid):
+                owners.setdefault(inode, []).append(pid)
     found = []
     for sock in tcp_table.of_namespace():
         if sock.state == LISTEN:
-            owner = pid_by_inode.get(sock.inode)
-            name = tcp_table.process_name(owner) if owner else ""
-            found.append(Listener(sock.local.port, owner, name))
+            pids = owners.get(sock.inode, [])
+            name = tcp_table.process_name(pids[0]) if pids else ""
+            found.append(Listener(sock.local.port, next(iter(pids), None), name, frozenset(pids)))
     return found
 
 

@@ -150,7 +150,7 @@ class Agent:
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self.pidfd)
         self._is_dead = True
-        code = self._process.wait() if self._process is not None else None
+        code = self._process.wait() if self._process is not None else _reaped(self.pid)
         os.close(self.pidfd)
         # What it said last may explain its end.
         self._read()
@@ -250,6 +250,14 @@ async def _set_within(event: asyncio.Event, within_s: float) -> bool:
         async with asyncio.timeout(within_s):
             await event.wait()
     return event.is_set()
+
+
+def _reaped(pid: int) -> int | None:
+    """How a process ended that an earlier image of this supervisor has started."""
+    with suppress(ChildProcessError):
+        _, status = os.waitpid(pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status)
+    return None
 
 
 def _how(code: int | None) -> str:

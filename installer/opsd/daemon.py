@@ -12,10 +12,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import structlog
+
 from installer import logs
 from installer.opsd import settings as configuration
-from installer.opsd import systemd
-from installer.opsd.control import STORED, Control, listen
+from installer.opsd import systemd, versions
+from installer.opsd.control import NAME, STORED, Control, listen
 from installer.opsd.kernel import withdraw_listeners
 from installer.opsd.settings import OpsdSettings, SettingsError
 from installer.opsd.supervisor import Supervisor
@@ -24,6 +26,8 @@ from interceptor.errors import InterceptorError
 
 DEFAULT_PATH = Path("/etc/moa/agent.toml")
 LOCK = "opsd.lock"
+
+log = structlog.get_logger("opsd")
 
 
 def run() -> None:
@@ -35,7 +39,9 @@ def run() -> None:
         logs.configure(settings.log_level)
         settings.runtime_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         with only_one(settings.runtime_dir):
-            asyncio.run(_serve(settings))
+            again = asyncio.run(_serve(settings))
+        if again:
+            _begin_anew(settings)
     except (SettingsError, InterceptorError, OSError) as error:
         sys.exit(f"moa-opsd: {error}")
 
@@ -60,15 +66,28 @@ def only_one(runtime_dir: Path) -> Iterator[None]:
         os.close(fd)
 
 
-async def _serve(settings: OpsdSettings) -> None:
-    stop = asyncio.Event()
+def _begin_anew(settings: OpsdSettings) -> None:
+    """The same process, with the program of the current version and the configuration as it is
+    now; agents live on and are found again. Returns only by an error."""
+    current = versions.load(settings.state_dir).current
+    command = Path(current, "bin", "moa-opsd") if current else None
+    argv = [sys.executable, "-I", "-m", "installer.opsd"]
+    if command is not None and os.access(command, os.X_OK):
+        argv = [str(command)]
+    os.execv(argv[0], [*argv, *sys.argv[1:]])
+
+
+async def _serve(settings: OpsdSettings) -> bool:
+    """Whether to begin anew afterwards."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     stored = systemd.stored()
     notifier = Notifier()
     supervisor = Supervisor(
         settings, notifier, partial(withdraw_listeners, settings.bpf_root), stored
     )
+    loop.add_signal_handler(signal.SIGHUP, _on_hangup, supervisor, stop)
     control = Control(supervisor)
     listener = listen(settings.runtime_dir, stored.pop(STORED, None))
     notifier.store(STORED, listener.fileno())
@@ -80,7 +99,17 @@ async def _serve(settings: OpsdSettings) -> None:
         peers.cancel()
     notifier.close()
     with suppress(FileNotFoundError):
-        os.unlink(settings.runtime_dir / "opsd.sock")
+        os.unlink(settings.runtime_dir / NAME)
+    return supervisor.leaves_agents
+
+
+def _on_hangup(supervisor: Supervisor, stop: asyncio.Event) -> None:
+    if supervisor.upgrading is not None:
+        log.warning("SIGHUP ignored: an upgrade is under way")
+        return
+    log.info("SIGHUP: begins anew")
+    supervisor.leaves_agents = True
+    stop.set()
 
 
 async def _keep_peers(settings: OpsdSettings) -> None:

@@ -9,12 +9,24 @@ from collections.abc import Sequence
 import structlog
 
 from installer.opsd.agent import Agent
+from installer.opsd.settings import OpsSettings
 from installer.opsd.upgrade_types import Manner
 
 LEAVE_S = 10.0
 """How long one that holds nothing may take to end."""
 
 log = structlog.get_logger("opsd")
+
+
+def kill_if_stuck(agent: Agent, now_s: float, ops: OpsSettings) -> None:
+    """Kill one that does not come to serve, or says nothing."""
+    if not agent.has_served:
+        if now_s - agent.held_since_s > ops.start_s:
+            log.error("agent killed: it does not serve", pid=agent.pid, within_s=ops.start_s)
+            agent.signal(signal.SIGKILL)
+    elif now_s - agent.heard_s > ops.silent_s:
+        log.error("agent killed: it says nothing", pid=agent.pid, for_s=ops.silent_s)
+        agent.signal(signal.SIGKILL)
 
 
 async def see_off(agent: Agent, manner: Manner, drain_timeout_s: float) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,15 +49,17 @@ class Supervisor:
         self.upgrading: Upgrading | None = None
         self.leaving: set[Agent] = set()
         self.last_crash: str | None = None
+        self.leaves_agents = False
+        """At its end."""
         self._notifier, self._withdraw, self._stored = notifier, withdraw, stored
         self._to_release: set[int] = set()
         self._failed_adoptions = 0
         self._starting: asyncio.Task[None] | None = None
         self._start_at_s: float | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set; then the agents are stopped."""
+        """Until `stop` is set; then the agents are stopped, or left to who comes anew."""
         self.settings.runtime_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         await recovery.take_charge(self, self._stored)
         if self.current is None and self.upgrading is None:
@@ -77,6 +78,8 @@ class Supervisor:
                     await stop.wait()
             except TimeoutError:
                 continue
+        if self.leaves_agents:
+            return
         self._notifier.stopping()
         await self._stop_all()
 
@@ -179,9 +182,9 @@ class Supervisor:
         dead = estates.of_the_dead(self.settings.runtime_dir)
         path = [str(estates.keeper_path(self.settings.runtime_dir, pid)) for pid in dead[:1]]
         self.restarts.trying()
-        environment = self._environment()
+        environment, before = self._environment(), ["--adopt", *path] if path else []
         try:
-            self.current = self.start_agent(environment, ["--adopt", *path] if path else [])
+            self.current = self.start_agent(environment, before)
         except OSError as error:
             wait_s = self.restarts.crashed(time.monotonic())
             self.last_crash = f"{versions.command(environment)}: {error.strerror}"
@@ -244,18 +247,7 @@ class Supervisor:
             self._start_at_s = None
             self._starting = self._run(self._start())
         if self.current is not None:
-            self._watch(self.current, now_s)
-
-    def _watch(self, agent: Agent, now_s: float) -> None:
-        """Kill one that does not come to serve, or says nothing."""
-        ops = self.settings.ops
-        if not agent.has_served:
-            if now_s - agent.held_since_s > ops.start_s:
-                log.error("agent killed: it does not serve", pid=agent.pid, within_s=ops.start_s)
-                agent.signal(signal.SIGKILL)
-        elif now_s - agent.heard_s > ops.silent_s:
-            log.error("agent killed: it says nothing", pid=agent.pid, for_s=ops.silent_s)
-            agent.signal(signal.SIGKILL)
+            ending.kill_if_stuck(self.current, now_s, self.settings.ops)
 
     def _until_next_s(self) -> float:
         if self._start_at_s is None:
@@ -290,8 +282,8 @@ class Supervisor:
         await self._release()
         estates.clean(self.settings.runtime_dir)
 
-    def _run(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

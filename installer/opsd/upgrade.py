@@ -176,7 +176,9 @@ class Upgrade(UpgradeSteps):
     # Who died
 
     def _new_died(self, now_s: float, how: str) -> list[Action]:
-        self.why = self.why or f"the new agent died: {how}"
+        died = f"the new agent died: {how}"
+        # The old one may have noticed first.
+        self.why = f"{self.why}; {died}" if self.why and self._refused else self.why or died
         if self.stage in (Stage.CHECKING, Stage.STARTING):
             return self._finish(Outcome.REFUSED, self.why)
         if self.stage is Stage.GIVING and not self._given and not self._refused:

@@ -150,7 +150,9 @@ def _start(wanted: Wanted, site: Site) -> None:
         unit = units.node_unit(wanted.commands)
         processes.systemctl("daemon-reload")
         processes.systemctl("start", units.SLICE, unit)
-        processes.wait_for_agent(client, lambda: False, lambda: f"journalctl -u {unit}")
+        processes.wait_for_agent(
+            client, processes.unit_has_ended(unit), lambda: processes.unit_words(unit)
+        )
         return
     if pid := agent_lock.holder(wanted.config.agent.runtime_dir):
         # Started by a run that was killed, and on its way.

@@ -20,11 +20,15 @@ from installer.client import AgentClient, AgentError
 from installer.plan.environment import CURRENT, VERSIONS
 
 LOG_DIRECTORY = "/var/log/moa"
-START_S = 30.0
+START_S = 120.0
+"""How long an agent that lives may take until it answers; a slow machine takes its time."""
+STARTS = 3
+"""How often systemd tries before it is said that the agent does not start."""
 STOP_MARGIN_S = 10.0
 """What a process may take besides draining."""
 
 _POLL_S = 0.05
+_ASK_S = 1.0
 _LOG_LINES = 5
 # In this order: a supervisor would start again what is ended before it.
 COMMANDS = ("moa-opsd", "moa-agent", "moa-lookup", "moa-watcher")
@@ -100,6 +104,36 @@ def wait_for_agent(
         if time.monotonic() > deadline_s:
             raise ProcessError(f"the agent is not ready after {START_S:g} s: {last}; {words()}")
         time.sleep(_POLL_S)
+
+
+def unit_has_ended(unit: str) -> Callable[[], bool]:
+    """Whether a unit that was just started failed, or ended and was started again too often;
+    systemd is asked once a second."""
+    next_s = 0.0
+
+    def has_ended() -> bool:
+        nonlocal next_s
+        if time.monotonic() < next_s:
+            return False
+        next_s = time.monotonic() + _ASK_S
+        argv = ["systemctl", "show", unit, "--property=ActiveState,NRestarts"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        seen = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+        restarts = seen.get("NRestarts", "")
+        return seen.get("ActiveState") == "failed" or (
+            restarts.isdigit() and int(restarts) >= STARTS
+        )
+
+    return has_ended
+
+
+def unit_words(unit: str) -> str:
+    """The last that a unit said, and where there is more."""
+    argv = ["journalctl", f"--unit={unit}", f"--lines={_LOG_LINES}", "--output=cat", "--no-pager"]
+    with suppress(OSError):
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        return f"journalctl -u {unit}:\n{done.stdout.strip()}"
+    return f"journalctl -u {unit}"
 
 
 def stop(own: Own, timeout_s: float) -> None:

@@ -87,6 +87,7 @@ WantedBy=multi-user.target
 _SUPERVISOR_KIND = """\
 Type=notify
 NotifyAccess=main
+ExecReload=/bin/kill -HUP $MAINPID
 WatchdogSec=30
 FileDescriptorStoreMax=64
 KillMode=process

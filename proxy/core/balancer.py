@@ -3,6 +3,9 @@
 The first choice is drawn by weight, the second evenly among the others. The second wins when
 a request is expected to take clearly less time there: slowness × (1 + load for its weight).
 A draw by weight keeps an idle set in proportion; "clearly" keeps noise from moving traffic.
+
+Load is what this agent has in flight there and, where the instance's agent tells of it (the
+mesh protocol), a part of what others have (docs/adr/0015-load-hint.md).
 """
 
 from __future__ import annotations
@@ -21,13 +24,18 @@ _DRAWS = 8
 _CLEARLY = 1.25
 _TOLERATED = 1.6
 """Slowness up to this is noise: more than one slow reply must have been seen."""
+_OTHERS_SHARE = 0.1
+"""How much a request of another agent counts beside one of our own. Counted whole, all agents
+flee from the same instance and meet at the next one: worse than knowing nothing of each other."""
+_OTHERS_FADE_S = 0.2
+"""What was said so long ago says nothing of now."""
 NOBODY: frozenset[Address] = frozenset()
 
 
 class Node:
     """What one service's requests have shown of one address."""
 
-    __slots__ = ("address", "in_flight", "latency_s", "slowness")
+    __slots__ = ("address", "in_flight", "latency_s", "others", "others_s", "slowness")
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -35,6 +43,19 @@ class Node:
         self.slowness = Slowness()
         self.latency_s = 0.0
         """A moving average, for people to look at; 0 when nothing was seen."""
+        self.others = 0
+        """Requests of others that were in flight at `others_s`, as the instance's agent said."""
+        self.others_s = 0.0
+
+    def told(self, load: int, now_s: float) -> None:
+        """The instance's agent has that many requests in flight there, ours among them."""
+        self.others = max(0, load - self.in_flight)
+        self.others_s = now_s
+
+    def load(self, now_s: float) -> float:
+        """What to compare: our requests in flight, and some of the others' if lately told."""
+        left = 1.0 - (now_s - self.others_s) / _OTHERS_FADE_S
+        return self.in_flight + _OTHERS_SHARE * self.others * min(max(0.0, left), 1.0)
 
 
 class Place(NamedTuple):
@@ -95,8 +116,10 @@ def pick(
 def _is_clearly_better(one: Place, other: Place, choices: Choices, now_s: float) -> bool:
     a, b = one.node, other.node
     mean = choices.mean_weight
-    a_cost = 1 + a.in_flight * mean / (one.instance.weight or 1)
-    b_cost = 1 + b.in_flight * mean / (other.instance.weight or 1)
+    a_load = a.load(now_s) if a.others else a.in_flight
+    b_load = b.load(now_s) if b.others else b.in_flight
+    a_cost = 1 + a_load * mean / (one.instance.weight or 1)
+    b_cost = 1 + b_load * mean / (other.instance.weight or 1)
     a_cost *= max(1.0, a.slowness.estimate(now_s) / _TOLERATED)
     b_cost *= max(1.0, b.slowness.estimate(now_s) / _TOLERATED)
     return a_cost * _CLEARLY <= b_cost

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from proxy.core.model import Instance
 from proxy.wire import hessian
 from proxy.wire.mesh import BodyCodec, RequestHeader, ResponseHeader, ResponseReceived, joined
-from proxy.wire.moa import UNSENT, Ec, Route, is_unsent, parse_ec
+from proxy.wire.moa import Ec, Route, is_unsent, parse_ec
 from proxy.wire.resp import Command, Reply
 from proxy.wire.turbo import EXT_HESSIAN, BodyError, Form, Packet, read_body
 
@@ -47,8 +47,6 @@ _ONLY_RESP = ("resp",)
 _OWN = (Wire.RESP, Wire.TURBO, Wire.TURBO9)
 """What an instance without an agent can speak."""
 _ERRORS = b"-!"
-_UNSENT, _UNSENT_WITHIN = UNSENT.encode(), 32
-"""How `em` begins in an `unsent_body`, and where that is in Hessian."""
 _OF_FORM = {Form.PACKET19: Wire.TURBO, Form.PACKET9: Wire.TURBO9}
 
 
@@ -100,7 +98,7 @@ class MoaReply(NamedTuple):
             return False
         if self.speech.codec is Codec.JSON:
             return is_unsent(self.body)
-        return _UNSENT in self.body[:_UNSENT_WITHIN] and self.ec == Ec.REMOTING
+        return hessian.is_unsent(self.body)
 
 
 class Failure(NamedTuple):

@@ -212,6 +212,8 @@ class Attempt:
         """Tell the service what a reply shows of its instance; whether it is a failure."""
         exchange = self._exchange
         now_s = exchange.forwarder.loop.time()
+        if reply.header is not None and reply.header.load is not None:
+            node.told(reply.header.load, now_s)
         if reply.ec is not None and is_transport_failure(reply.ec):
             exchange.service.failed(node, self._begun_s, now_s, f"replied ec {reply.ec}")
             exchange.counts.transport_failures += 1

@@ -19,6 +19,9 @@ PULL_BYTES = 64 * 1024
 """Taken from the state machine at once; at most one frame more waits in the stream."""
 LINGER_S = 5.0
 """How long a peer may take to close after we said that nothing follows."""
+STALL_S = 10.0
+"""A peer that takes nothing of what waits for it for so long is given up, whatever it says:
+agents never stop reading, so what it holds up is lost, and costs us memory."""
 
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _UNSENT_IN_KERNEL = 128 * 1024
@@ -38,6 +41,7 @@ class MeshLink:
         "_on_end",
         "_on_event",
         "_said_fin",
+        "_stall_timer",
         "_timer",
         "connection",
         "is_held",
@@ -63,6 +67,7 @@ class MeshLink:
         self.is_held = False
         """Whether nothing is to be sent: the connection may leave."""
         self._timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     def start(self, first: bytes = b"") -> None:
         """Send our HELLO and read; `first` was read of the socket before."""
@@ -99,6 +104,19 @@ class MeshLink:
             self._said_fin = True
             stream.write_eof()
             self._rearm(self._loop.time() + LINGER_S)
+        if stream.has_unsent and self._stall_timer is None:
+            self._watch_stall()
+
+    def _watch_stall(self) -> None:
+        taken = self.stream.bytes_taken
+        self._stall_timer = self._loop.call_later(STALL_S, self._on_stall_timer, taken)
+
+    def _on_stall_timer(self, taken: int) -> None:
+        self._stall_timer = None
+        if self.stream.bytes_taken == taken and self.stream.has_unsent:
+            self._lose(f"took nothing for {STALL_S:g} s")
+        elif self.stream.has_unsent:
+            self._watch_stall()
 
     def _on_data(self, data: bytes) -> None:
         self._tell(self.connection.receive_data(data, self._loop.time()))
@@ -153,8 +171,9 @@ class MeshLink:
         if self._ended:
             return
         self._ended = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
         for event in self.connection.connection_lost(why):
             self._on_event(event)
         self.stream.hang_up()

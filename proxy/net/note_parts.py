@@ -25,16 +25,17 @@ class Owner(Protocol):
 class Inlet:
     """Reads a socket by way of the board, so that what was read is never in the process alone."""
 
-    __slots__ = ("_board", "_key", "words")
+    __slots__ = ("_inlet", "_key", "_map", "words")
 
     def __init__(self, board: Board, descriptor: int) -> None:
-        self._board = board
+        self._inlet = board.inlet
+        self._map = board.map
         self.words = board.words
         self._key = descriptor << 40
 
     def receive(self, sock: socket.socket, before: int) -> bytes:
         """As recv; `before` is how much was read of this socket so far."""
-        inlet = self._board.inlet
+        inlet = self._inlet
         self.words[W_INLET] = self._key | before & M40
         return inlet[: sock.recv_into(inlet)].tobytes()
 

@@ -23,6 +23,7 @@ from proxy.net.board import (
     JOURNAL_AT,
     JOURNAL_SIZE,
     M32,
+    M40,
     M64,
     OUT_END,
     OUT_START,
@@ -36,6 +37,7 @@ from proxy.net.board import (
     SPILL_START,
     TO_CLIENT,
     TO_FAR,
+    W_INLET,
     WRITTEN,
     Board,
     Entry,
@@ -58,6 +60,7 @@ class Notes(Inlet):
         "_at",
         "_base",
         "_begun",
+        "_board",
         "_described",
         "_entries",
         "_entry",
@@ -76,6 +79,7 @@ class Notes(Inlet):
 
     def __init__(self, board: Board, descriptor: int) -> None:
         super().__init__(board, descriptor)
+        self._board = board
         self.descriptor = descriptor
         self._slot = board.slot_at(descriptor)
         self._at = self._slot // 8
@@ -130,30 +134,32 @@ class Notes(Inlet):
         self._described = facts
         area = 1 - (self.words[self._at + FACTS] >> 32)
         begin = self._slot + FACTS_AT + area * FACTS_SIZE
-        self._board.map[begin : begin + len(facts)] = facts
+        self._map[begin : begin + len(facts)] = facts
         self.words[self._at + FACTS] = area << 32 | len(facts)
 
     # Input
 
     def receive(self, sock: socket.socket, before: int) -> bytes:
         """As recv, and what came is in the journal; `before` is how much was read so far."""
-        data = super().receive(sock, before)
+        inlet = self._inlet
+        self.words[W_INLET] = self._key | before & M40
+        data = inlet[: sock.recv_into(inlet)].tobytes()
         if data and self._journals:
             self._append(data)
         return data
 
     def _append(self, data: bytes) -> None:
-        read, begin = self._read, self._read - self._base
-        if begin and self.done == read:
+        read = self._read
+        if self.done == read != self._base:
             # Nothing waits: from the start of the journal again.
             self._base = self.words[self._at + BASE] = read
-            begin = 0
             if self._spill is not None:
                 self._end_spill()
+        begin = read - self._base
         end = begin + len(data)
         if self._spill is None and end <= JOURNAL_SIZE:
             at = self._slot + JOURNAL_AT
-            self._board.map[at + begin : at + end] = data
+            self._map[at + begin : at + end] = data
         else:
             self._append_to_spill(data)
         self._read = self.words[self._at + READ] = read + len(data)
@@ -162,7 +168,7 @@ class Notes(Inlet):
         spill = self._spill
         if spill is None:
             at = self._slot + JOURNAL_AT - self._base
-            waiting = self._board.map[at + self.done : at + self._read]
+            waiting = self._map[at + self.done : at + self._read]
             self._use_spill(Spill(self.done, waiting + data))
             return
         spill.append(data)
@@ -199,7 +205,7 @@ class Notes(Inlet):
         elif (number := self._new_entry()) >= 0:
             self._entries[opaque] = number
             begin = self._slot + OWED_AT + number * OWED_SIZE
-            self._board.map[begin + 16 : begin + 16 + OWED_HEAD] = raw[:OWED_HEAD].ljust(OWED_HEAD)
+            self._map[begin + 16 : begin + 16 + OWED_HEAD] = raw[:OWED_HEAD].ljust(OWED_HEAD)
             self.words[begin // 8] = self._begun
             self.words[begin // 8 + 1] = 0
             self.words[self._at + OWED] = self._owed

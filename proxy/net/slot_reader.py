@@ -105,7 +105,7 @@ class SlotReader:
             if written <= reach:
                 found.append((written, word & M32))
         if not found:
-            raise Lost("more was written to its client than it had noted")
+            raise Lost("less was written to its client than it had noted")
         written, done = max(found)
         if written < count:
             raise Lost("a reply had left in part")

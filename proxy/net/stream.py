@@ -151,6 +151,11 @@ class Stream:
             self._loop.remove_writer(self._fd)
         return b"".join(self._out)
 
+    @property
+    def bytes_taken(self) -> int:
+        """Bytes that the kernel has taken of what was written."""
+        return self.bytes_out - self._buffered
+
     def resume_reading(self) -> None:
         if self._paused and not (self._closed or self._flush_close or self._peer_done):
             self._paused = False

@@ -8,6 +8,7 @@ Redis").
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from proxy.core.model import ServiceKey
 
@@ -24,6 +25,9 @@ WATCH_LOG = "moa:watcher:log"
 """Stream of what watchers and operators did to instances, bounded."""
 
 MAX_NAME_BYTES = 512
+
+_CACHED_NAMES = 16_384
+"""Names that were read already: every sweep meets all of them, every change one."""
 
 _BAD_CHARACTERS = re.compile(r"[\x00-\x20\x7f{}]")
 
@@ -72,6 +76,7 @@ def watch_keys(key: ServiceKey) -> tuple[str, ...]:
     return (*script_keys(key), votes_key(key))
 
 
+@lru_cache(maxsize=_CACHED_NAMES)
 def parse_name(raw: bytes | str) -> ServiceKey:
     """Read `<uri>` or `<uri>#<group>` as it stands in `moa:services`; raises BadServiceName."""
     try:

@@ -45,6 +45,8 @@ class TableBuilder:
     def _count(
         self, key: ServiceKey, before: tuple[Instance, ...], after: tuple[Instance, ...]
     ) -> None:
+        if [i.address for i in before] == [i.address for i in after]:
+            return  # Weights, marks or zones: nothing that is counted.
         old, new = ({instance.address for instance in part} for part in (before, after))
         self._addresses.count(new - old, old - new)
         if bool(old) != bool(new):

@@ -78,10 +78,11 @@ def merged(
     if kept_until_s is None and members:
         kept_until_s = now_s + grace_s
     marks, bad_marks = parse_fields(mark_fields)
-    confirmed = {instance.address for instance in members.values()}
-    for address in {instance.address for instance in kept.values()} - confirmed:
-        if before := known.marks.get(address):
-            marks.setdefault(address, before)
+    if kept and known.marks:
+        confirmed = {instance.address for instance in members.values()}
+        for address in {instance.address for instance in kept.values()} - confirmed:
+            if before := known.marks.get(address):
+                marks.setdefault(address, before)
     view = _view(version, len(texts), members, kept, kept_until_s, (*broken, *bad_marks), marks)
     return expired(view, now_s)
 
@@ -139,8 +140,15 @@ def _view(
     broken: tuple[str, ...],
     marks: Marks,
 ) -> ServiceView:
-    confirmed = {instance.address for instance in members.values()}
-    kept = {text: i for text, i in kept.items() if i.address not in confirmed}
+    if kept:
+        confirmed = {instance.address for instance in members.values()}
+        kept = {text: i for text, i in kept.items() if i.address not in confirmed}
+    instances = (*members.values(), *kept.values())
+    if marks:
+        instances = tuple(
+            marked(instance, own) if (own := marks.get(instance.address)) else instance
+            for instance in instances
+        )
     return ServiceView(
         version=version,
         cardinality=cardinality,
@@ -149,8 +157,5 @@ def _view(
         kept_until_s=kept_until_s if kept and members else None,
         broken=broken,
         marks=marks,
-        instances=tuple(
-            marked(instance, own) if (own := marks.get(instance.address)) else instance
-            for instance in (*members.values(), *kept.values())
-        ),
+        instances=instances,
     )

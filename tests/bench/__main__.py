@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import registry, simulation
+from tests.bench import crowd, registry, simulation
 from tests.bench.codecs import codec_costs
 from tests.bench.measure import (
     LoadShape,
@@ -120,7 +120,7 @@ def say(*words: str) -> None:
 def main() -> int:
     options = arguments()
     if options.simulate:
-        print(simulation.report())
+        print(simulation.report(), crowd.report(), sep="\n\n")
         return 0
     if options.registry:
         print(registry.table(registry.measure()))

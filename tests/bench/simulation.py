@@ -32,7 +32,7 @@ MEAN_S = 0.010
 TIMEOUT_S = 0.5
 ZONE = "z1"
 
-_URI = "/service/simulated"
+SERVICE_URI = "/service/simulated"
 
 
 class Policy(Protocol):
@@ -47,7 +47,7 @@ class Agent:
     """What the agent does, with the defaults."""
 
     def __init__(self, found: Candidates, rand: random.Random) -> None:
-        self._service = Service(_URI, DEFAULT_POLICY, 0.0, rand)
+        self._service = Service(SERVICE_URI, DEFAULT_POLICY, 0.0, rand)
         self._found = found
 
     def pick(self, now_s: float) -> int:
@@ -57,7 +57,7 @@ class Agent:
         return place.instance.address.port
 
     def end(self, number: int, begun_s: float, now_s: float, *, is_ok: bool) -> None:
-        node = self._service.node(_address(number))
+        node = self._service.node(address_of(number))
         node.in_flight -= 1
         if is_ok:
             self._service.succeeded(node, "m", begun_s, now_s)
@@ -153,7 +153,7 @@ def simulate(policy: str, scenario: str, seed: int = 1) -> Result:
     """One run of `SECONDS`."""
     rand = random.Random(seed)
     slowness, zoned = SCENARIOS[scenario], scenario == "zone loss"
-    chooser = POLICIES[policy](_found(zoned=zoned), random.Random(seed + 1))
+    chooser = POLICIES[policy](found_of(zoned=zoned), random.Random(seed + 1))
     result, order = Result(policy, scenario), count()
     workers = [[0.0] * WORKERS for _ in range(INSTANCES)]
     ends: list[tuple[float, int, int, float, bool]] = []
@@ -164,7 +164,7 @@ def simulate(policy: str, scenario: str, seed: int = 1) -> Result:
             end_s, _, number, begun_s, is_ok = heapq.heappop(ends)
             chooser.end(number, begun_s, end_s, is_ok=is_ok)
         number, in_fault = chooser.pick(now_s), FAULT_S[0] <= now_s < FAULT_S[1]
-        took_s = _serve(workers[number], now_s, rand, slowness(number, now_s) if in_fault else 1.0)
+        took_s = serve(workers[number], now_s, rand, slowness(number, now_s) if in_fault else 1.0)
         is_ok = took_s < TIMEOUT_S
         heapq.heappush(ends, (now_s + min(took_s, TIMEOUT_S), next(order), number, now_s, is_ok))
         if in_fault:
@@ -176,7 +176,7 @@ def simulate(policy: str, scenario: str, seed: int = 1) -> Result:
     return result
 
 
-def _serve(free_s: list[float], now_s: float, rand: random.Random, slower: float | None) -> float:
+def serve(free_s: list[float], now_s: float, rand: random.Random, slower: float | None) -> float:
     """Seconds until the reply of an instance whose workers are free at these times."""
     drawn_s = rand.lognormvariate(0.0, 0.5) * MEAN_S
     if slower is None:
@@ -186,11 +186,11 @@ def _serve(free_s: list[float], now_s: float, rand: random.Random, slower: float
     return begin_s + drawn_s * slower - now_s
 
 
-def _found(*, zoned: bool) -> Candidates:
+def found_of(*, zoned: bool) -> Candidates:
     near = INSTANCES // 2 if zoned else 0
-    instances = [Instance(_address(n), zone=ZONE if n < near else "z2") for n in range(INSTANCES)]
-    table = ServiceTable.build({ServiceKey(_URI): instances})
-    return candidates(table, Route(_URI, "", "m", {}), zone=ZONE if zoned else "")
+    instances = [Instance(address_of(n), zone=ZONE if n < near else "z2") for n in range(INSTANCES)]
+    table = ServiceTable.build({ServiceKey(SERVICE_URI): instances})
+    return candidates(table, Route(SERVICE_URI, "", "m", {}), zone=ZONE if zoned else "")
 
 
 def _first_choice(found: Candidates) -> list[int]:
@@ -198,7 +198,7 @@ def _first_choice(found: Candidates) -> list[int]:
     return [instance.address.port for instance in part]
 
 
-def _address(number: int) -> Address:
+def address_of(number: int) -> Address:
     return Address("10.0.0.1", number)
 
 

@@ -183,7 +183,7 @@ REACHED = {
     "manifest": "/var/lib/moa/install/manifest.json",
     "copy": "/opt/moa/versions/.new-*",
     "configuration": "/etc/moa/agent.toml",
-    "log": "/var/log/moa/moa-agent.log",
+    "log": "/var/log/moa/moa-opsd.log",
     "pins": "{pins}/v*",
     "agent": "/run/moa/agent.sock",
 }

@@ -345,11 +345,10 @@ def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place:
         return
     is_mesh = place == "both meshed"
     size = LARGE if is_mesh or "hessian" not in caller + callee else LARGE // 16
-    many = MANY if is_mesh else MANY // 10
     before = mesh.counts()
     sockets = {state: mesh.sockets(state, port) for state in ("established", "close-wait")}
     seen = mesh.a.do(
-        lambda: scenario(caller, host, port, uri, has_deadlines=is_meshed, size=size, many=many),
+        lambda: scenario(caller, host, port, uri, has_deadlines=is_meshed, size=size, many=MANY),
         cgroup=cgroup,
         timeout_s=60,
     )
@@ -367,7 +366,7 @@ def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place:
     assert seen["business error"] == {"ec": 503, "em": f"RuntimeError: {TEXT}", "result": None}
     assert seen["no method"] == 502
     assert seen["large back"] == size
-    assert seen["many"] == many
+    assert seen["many"] == MANY
     assert seen["slow"] == 100
     is_same = caller == callee or "hessian" not in caller + callee
     assert (seen["arrived"] == seen["sent"]) is is_same
@@ -376,7 +375,7 @@ def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place:
     assert after["fallbacks"] == before["fallbacks"]
     asked = after["calls"] - before["calls"]
     # All but the one to a service that nobody listens for, which may go either way.
-    assert (asked >= many + 10) if is_mesh else (asked == 0)
+    assert (asked >= MANY + 10) if is_mesh else (asked == 0)
     how = "=" if is_same else "~"
     transport, timeout = seen["transport"] or "-", seen["late"] or "-"
     empty = seen["empty"]["ec"]
@@ -388,7 +387,7 @@ def test_matrix(mesh: Mesh, measured: Measured, caller: str, callee: str, place:
         cancelled,
         f"{size // 1024}KiB{how}",
         empty,
-        many,
+        MANY,
     )
     measured(row, **dict(zip(COLUMNS, cells, strict=True)), mesh=asked)
 

@@ -6,125 +6,28 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from installer.client import AgentClient, AgentError
-from installer.ops_client import OpsClient
-from interceptor.cgroup import Cgroup
-from interceptor.node import Node
-from tests.e2e.clients.raw import DEMO, call, request
 from tests.e2e.conftest import Measured
-from tests.support.agents import start_service, static_registry, write_config
+from tests.support.agents import write_config
 from tests.support.cli import json_on, moactl_on
 from tests.support.documented import assert_as_documented
-from tests.support.lab import Lab, LabNode, Running, wait_until
+from tests.support.lab import Lab, wait_until
 from tests.support.scripted_agent import make_environment
+from tests.support.supervised import CRASHES, OPEN_S, OPS, PORT, World, start_world
 
 pytestmark = pytest.mark.e2e
 
-PORT, DEAD_PORT, REDIS_PORT = 5000, 5999, 6379
-"""Nobody listens at the second: only an agent can answer there."""
-CRASHES, OPEN_S = 4, 15
-OPS = (
-    f"[ops]\nrestart_ms = 20\nbake_s = 1\ngate_min_requests = 20\n"
-    f"crashes = {CRASHES}\nopen_s = {OPEN_S}\n"
-)
+REDIS_PORT = 6379
 MAX_PSS_MB = 25.0
-
-
-@dataclass(slots=True)
-class World:
-    """Callers, a supervisor and its agents on `a`, an instance on `b`."""
-
-    a: LabNode
-    b: LabNode
-    config: Path
-    opsd: Running | None = None
-
-    def start(self, **env: str) -> Running:
-        """Start the supervisor; in a cgroup outside the mesh, as its unit is."""
-        outside = Cgroup(f"/{self.a.lab.id}/outside")
-        self.opsd = self.a.start(
-            "moa-opsd", sys.executable, "-I", "-m", "installer.opsd", str(self.config),
-            cgroup=outside, env=env,
-        )  # fmt: skip
-        return self.opsd
-
-    @property
-    def words(self) -> str:
-        assert self.opsd is not None
-        return self.opsd.output
-
-    def ops(self) -> OpsClient:
-        return OpsClient(self.a.directory / "run")
-
-    def serving(self) -> int:
-        """Process id of the agent that serves; 0 while none does."""
-        try:
-            agents = self.ops().status()["agents"]
-        except AgentError:
-            return 0
-        return next((a["pid"] for a in agents if a["state"] == "serving" and a["linked"]), 0)
-
-    def wait_serving(self, other_than: int = 0) -> int:
-        return int(
-            wait_until(
-                lambda: (pid := self.serving()) != other_than and pid,
-                30,
-                f"an agent serves, other than {other_than}",
-            )
-        )
-
-    def requests(self) -> dict[str, Any]:
-        counts: dict[str, Any] = AgentClient.of(self.a.directory / "run").status()["requests"]
-        return counts
-
-    def ask(self, port: int = DEAD_PORT) -> str:
-        """Who answers a new connection; or the error."""
-
-        def action() -> str:
-            try:
-                return str(call(self.b.ip4, port, request("whoami"))["result"]["name"])
-            except OSError as error:
-                return type(error).__name__
-
-        return str(self.a.do(action))
-
-    def load(self, seconds: int) -> Running:
-        """Eight connections, 200 requests a second in all; returns when it flows."""
-        before = self.requests()["total"]
-        running = self.a.python(
-            "load", "-m", "tests.e2e.clients.load", "--target", f"{self.b.ip4}:{PORT}",
-            "--rate", "200", "--seconds", str(seconds), "--connections", "8",
-        )  # fmt: skip
-        wait_until(lambda: self.requests()["total"] > before + 100, 15, "a load")
-        return running
-
-    def moactl(self, *argv: str) -> list[dict[str, Any]]:
-        """Its lines of JSON."""
-        done = moactl_on(self.a, "agent", *argv, "-o", "json")
-        assert done.returncode == 0, f"{done.stdout}{done.stderr}{self.words}"
-        return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def made(lab: Lab) -> World:
-    a, b = lab.add_node("a"), lab.add_node("b")
-    start_service(b, PORT, name="b")
-    registry = static_registry(a.directory / "services.toml", {DEMO: [f"{b.ip4}:{PORT}"]})
-    world = World(a, b, write_config(a, registry, OPS))
-    world.start()
-    world.wait_serving()
-    node = Node(a.root)
-    node.add_scope(a.services)
-    node.switch(on=True)
-    return world
+    return start_world(lab)
 
 
 @pytest.fixture
@@ -139,7 +42,9 @@ def world(made: World) -> World:
 
 
 def test_killed_agent_is_started_again(world: World, measured: Measured) -> None:
+    """Connections that stood go on with the next agent."""
     first = world.wait_serving()
+    load = world.load(20)
     os.kill(first, signal.SIGKILL)
     start_s = time.monotonic()
     wait_until(lambda: world.ask() == "b", 20, "another one routes")
@@ -147,7 +52,15 @@ def test_killed_agent_is_started_again(world: World, measured: Measured) -> None
     second = world.wait_serving(other_than=first)
     assert second != first
     assert world.ops().status()["last_crash"] == "killed by SIGKILL"
-    measured("agent killed -9, until another one routes", seconds=seconds)
+    assert f"--adopt {world.a.directory}/run/keeper-{first}.sock" in world.words
+    load.popen.wait(40)
+    report = json.loads(load.output.splitlines()[-1])
+    measured(
+        "agent killed -9, until another one routes", seconds=seconds,
+        ok=report["ok"], failed=len(report["failures"]),
+    )  # fmt: skip
+    # A request whose bytes were in the dead process is told so; no connection was lost.
+    assert {failure["kind"] for failure in report["failures"]} <= {"ec 303"}, report
 
 
 def test_dead_agents_connections_go_direct_at_once(world: World) -> None:
@@ -162,7 +75,7 @@ def test_dead_agents_connections_go_direct_at_once(world: World) -> None:
 
 def test_upgrade_under_load(world: World, measured: Measured) -> None:
     first = world.wait_serving()
-    load = world.load(8)
+    load = world.load(25)
     lines = world.moactl("restart", "--bake", "2")
     last = lines[-1]
     assert (last["outcome"], last["ok"], last["done"]) == ("upgraded", True, True), lines
@@ -194,7 +107,7 @@ def test_text_of_an_upgrade_and_status(world: World) -> None:
 
 def test_rolled_back_by_hand(world: World) -> None:
     first = world.wait_serving()
-    load = world.load(10)
+    load = world.load(20)
     lines = world.ops().ask({"do": "restart", "bake_s": 600})
     next(line for line in lines if line["stage"] == "baking")
     undone = world.moactl("rollback")[-1]
@@ -202,6 +115,40 @@ def test_rolled_back_by_hand(world: World) -> None:
     assert_as_documented("agent rollback", undone)
     assert world.wait_serving() == first
     load.popen.wait(30)
+    assert json.loads(load.output.splitlines()[-1])["failures"] == []
+
+
+def test_new_agent_killed_while_it_bakes(world: World, measured: Measured) -> None:
+    """The old one, which is retired, takes everything from the dead one's keeper."""
+    first = world.wait_serving()
+    load = world.load(25)
+    lines = world.ops().ask({"do": "restart", "bake_s": 600})
+    new = next(line for line in lines if line["stage"] == "baking")["to"]["pid"]
+    before = world.requests()["total"]
+    wait_until(lambda: world.requests()["total"] > before + 100, 10, "the new one routes")
+    os.kill(new, signal.SIGKILL)
+    last = list(lines)[-1]
+    assert (last["outcome"], last["ok"]) == ("rolled back", False), world.words
+    assert last["text"] == "the new agent died: killed by SIGKILL", world.words
+    assert world.wait_serving() == first
+    load.popen.wait(40)
+    report = json.loads(load.output.splitlines()[-1])
+    assert {failure["kind"] for failure in report["failures"]} <= {"ec 303"}, report
+    measured("new agent killed -9 while it bakes", ok=report["ok"], failed=len(report["failures"]))
+
+
+def test_old_agent_killed_while_the_new_one_bakes(world: World) -> None:
+    """There is no way back then, and no harm."""
+    first = world.wait_serving()
+    load = world.load(20)
+    lines = world.ops().ask({"do": "restart", "bake_s": 3})
+    next(line for line in lines if line["stage"] == "baking")
+    os.kill(first, signal.SIGKILL)
+    seen = list(lines)
+    assert any(line["event"] == "warning" for line in seen)
+    assert seen[-1]["outcome"] == "upgraded"
+    assert world.wait_serving(other_than=first)
+    load.popen.wait(40)
     assert json.loads(load.output.splitlines()[-1])["failures"] == []
 
 

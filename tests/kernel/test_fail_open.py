@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -118,6 +120,44 @@ def test_listener_that_another_process_holds_open_without_a_pulse(meshed: Mesh) 
     meshed.pulse("on")
     meshed.wait_fresh()
     assert meshed.who("10.77.0.2") == "OUT4"
+
+
+_DIAL_ON = f"""
+import collections, json, socket, time
+seen, end_s = collections.Counter(), time.monotonic() + 4
+while time.monotonic() < end_s:
+    with socket.socket() as sock:
+        seen["refused" if sock.connect_ex(("10.77.0.2", {PORT})) else "connected"] += 1
+print(json.dumps(seen))
+"""
+
+
+def test_no_connect_is_refused_while_a_listener_comes_and_goes(meshed: Mesh) -> None:
+    """Callers dial without a pause; what connect4 turned to the agent arrives there, though the
+    agent lets go at that moment. To withdraw it at once refused 3 connections in 100 times."""
+    meshed.agent.kill()
+    with in_namespace(meshed.node, _listener) as sock, meshed.kernel.maps() as maps:
+        sock.listen(4096)
+        sock.settimeout(0.002)
+        callers = [meshed.node.python(f"caller{n}", "-c", _DIAL_ON) for n in range(4)]
+        with meshed.counted() as moved:
+            while any(caller.popen.poll() is None for caller in callers):
+                maps.beat()
+                maps.publish_listener(ListenerSlot.OUT4, sock, mark=1)
+                _accept_some(sock)
+                maps.disown_listener(sock)
+                _accept_some(sock)
+    assert sum(json.loads(caller.output)["connected"] for caller in callers) > 100
+    assert [json.loads(caller.output).get("refused", 0) for caller in callers] == [0] * 4
+    assert moved[Reason.CONNECT_REDIRECTED] > 10
+    assert moved[Reason.CONNECT_FOREIGN_LISTENER] > 10
+    assert Reason.OUTBOUND_NO_LISTENER not in moved
+
+
+def _accept_some(sock: socket.socket) -> None:
+    with suppress(TimeoutError):
+        for _ in range(50):
+            sock.accept()[0].close()
 
 
 def test_listener_that_outlives_its_agent(meshed: Mesh) -> None:

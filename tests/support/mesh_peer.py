@@ -1,5 +1,8 @@
 """One end of a mesh connection over a blocking socket, for tests; also a server that tells what
-it got: `python -m tests.support.mesh_peer HOST PORT`.
+it got: `python -m tests.support.mesh_peer HOST PORT [ROOM]`.
+
+ROOM are the bytes that it keeps for large bodies; method `hold` is never answered, and keeps its
+room for ever.
 """
 
 from __future__ import annotations
@@ -43,9 +46,11 @@ def newer_response(header: ResponseHeader) -> ResponseHeader:
 class MeshPeer:
     """Sends and receives; raises ConnectionError when the other side hangs up."""
 
-    def __init__(self, sock: socket.socket, *, is_client: bool = True) -> None:
+    def __init__(
+        self, sock: socket.socket, *, is_client: bool = True, settings: Settings | None = None
+    ) -> None:
         make = MeshConnection.client if is_client else MeshConnection.server
-        self.connection = make(Settings(), time.monotonic())
+        self.connection = make(settings or Settings(), time.monotonic())
         self.sock = sock
         self._responses: list[ResponseReceived] = []
         self.flush()
@@ -80,12 +85,12 @@ class MeshPeer:
         return self._responses.pop(0)
 
 
-def _serve(sock: socket.socket) -> None:
-    peer = MeshPeer(sock, is_client=False)
+def _serve(sock: socket.socket, settings: Settings) -> None:
+    peer = MeshPeer(sock, is_client=False, settings=settings)
     try:
         while True:
             for event in peer.events():
-                if isinstance(event, RequestReceived):
+                if isinstance(event, RequestReceived) and event.header.method != "hold":
                     header = event.header
                     result = {
                         "newer": NEWER.encode() in header.received,
@@ -93,7 +98,7 @@ def _serve(sock: socket.socket) -> None:
                         "attempt": header.attempt,
                         "traceparent": header.traceparent,
                         "props": dict(header.props),
-                        "body": b"".join(event.body).decode(),
+                        "body": b"".join(event.body)[:1024].decode(),
                     }
                     body = json.dumps({"ec": 200, "em": "", "result": result}).encode()
                     answer = newer_response(ResponseHeader(200, load=7))
@@ -104,10 +109,13 @@ def _serve(sock: socket.socket) -> None:
 
 
 def main() -> None:
+    room = [int(word) for word in sys.argv[3:4]]
+    settings = Settings(max_buffered=room[0]) if room else Settings()
     with socket.create_server((sys.argv[1], int(sys.argv[2]))) as listener:
         print("ready", flush=True)
         while True:
-            threading.Thread(target=_serve, args=(listener.accept()[0],), daemon=True).start()
+            args = (listener.accept()[0], settings)
+            threading.Thread(target=_serve, args=args, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -52,10 +53,21 @@ class OpsdWorld:
         document: dict[str, Any] = json.loads((self.state_dir / "opsd.json").read_text())
         return document
 
-    def start(self, env: dict[str, str] | None = None) -> None:
+    def start(
+        self, env: dict[str, str] | None = None, stored: dict[str, int] | None = None
+    ) -> None:
+        """`stored` are descriptors that systemd kept, by name: handed over as it does."""
+        argv = [sys.executable, "-I", "-m", "installer.opsd", str(self.config)]
+        fds = list((stored or {}).values())
+        if stored:
+            moves = " ".join(f"{3 + n}<&{fd}" for n, fd in enumerate(fds))
+            script = f'exec {moves}; LISTEN_PID=$$ exec "$@"'
+            argv = ["bash", "-c", script, "bash", *argv]
+            env = {**(env or {}), "LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(stored)}
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "installer.opsd", str(self.config)],
+                argv,
+                pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -128,3 +140,28 @@ def notify_socket(path: Path) -> Iterator[socket.socket]:
         sock.bind(str(path))
         sock.settimeout(20)
         yield sock
+
+
+class Store:
+    """systemd's store of descriptors, and what it was told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.fds: dict[str, int] = {}
+        self.words = ""
+        self._sock = sock
+
+    def until(self, text: str) -> None:
+        """Read until somebody says this."""
+        while text not in self.words:
+            words, fds, _, _ = socket.recv_fds(self._sock, 4096, 4)
+            told = words.decode()
+            self.words += told + "\n"
+            lines = dict(line.partition("=")[::2] for line in told.splitlines())
+            # High, so that they are in nobody's way when they are handed over from 3 on.
+            for fd in fds:
+                self.fds[lines["FDNAME"]] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
+                os.close(fd)
+
+    def close(self) -> None:
+        for fd in self.fds.values():
+            os.close(fd)

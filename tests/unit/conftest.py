@@ -1,4 +1,7 @@
-"""The tests of proxy/net run on both event loops: they differ where a connection ends badly."""
+"""The tests of proxy/net run on both event loops: they differ where a connection ends badly.
+
+Hypothesis has no limit for one example: on a busy machine that would measure the machine.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import uvloop
+from hypothesis import settings
+
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 _LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

@@ -92,8 +92,9 @@ class CountedSocket(socket.socket):
 class EchoService:
     """Answers every command with its key, from a thread of its own; counts what it executes."""
 
-    def __init__(self, answer: Callable[[bytes], bytes] = bulk) -> None:
-        self._answer = answer
+    def __init__(self, *, is_raw: bool = False) -> None:
+        """`is_raw`: no commands, every byte comes back."""
+        self._is_raw = is_raw
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = Address(*self._listener.getsockname()[:2])
         self.executed: Counter[bytes] = Counter()
@@ -115,9 +116,12 @@ class EchoService:
         parser = RequestParser(LIMITS)
         with suppress(OSError), sock:
             while data := sock.recv(65536):
+                if self._is_raw:
+                    sock.sendall(data)
+                    continue
                 for command in parser.feed(data):
                     self.executed[command.args[-1]] += 1
-                    sock.sendall(self._answer(command.args[-1]))
+                    sock.sendall(bulk(command.args[-1]))
 
     def close(self) -> None:
         for sock in (self._listener, *self._connections):
@@ -137,11 +141,17 @@ class World:
     def __init__(
         self, steps: Steps, service: Address, original: Address | None = None, **settings: float
     ) -> None:
-        """The registry knows SERVICE at `service`; the client dialled `original`."""
+        """The registry knows SERVICE at `service`; the client dialled `original`.
+
+        With a `buffer` the kernel takes no more than that of what the client does not read.
+        """
         self._service = service
         self._original = original
         self._settings = {"detect_wait_s": 5.0, "request_read_timeout_s": 5.0} | settings
         self.client, near = tcp_pair()
+        if buffer := int(self._settings.pop("buffer", 0)):
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+            self.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.replies = bytearray()
         self.is_reset = False
         self.has_ended = False
@@ -197,7 +207,8 @@ class World:
     def _named(self) -> set[int]:
         found = set()
         for number, entry in self._board.entries():
-            found |= {number, *(n for n in entry[1:] if isinstance(n, int) and n >= 0)}
+            _kind, *others = entry
+            found |= {number, *(n for n in others if n >= 0)}
         return found
 
     async def _go_on(self, descriptors: dict[int, int], script: Script) -> None:
@@ -223,12 +234,11 @@ class World:
 
     def send(self, data: bytes) -> None:
         with suppress(ConnectionError):
-            self.client.send(data)
+            assert self.client.send(data) == len(data)
 
     async def settle(self, seconds: float = 0.004) -> None:
         """Let the front do what it has to do; nothing depends on whether it gets that far."""
         await asyncio.sleep(seconds)
-        self._take()
 
     def _take(self) -> None:
         try:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from proxy.core.model import Address
 from proxy.wire.resp import ReplyParser, encode_command
+from proxy.wire.turbo import Cmd, Form, Packet, PacketParser, encode, encode9
 from tests.unit.crash_world import SERVICE, EchoService, Steps, World
+
+Check = Callable[[World], None]
 
 
 @pytest.fixture
@@ -18,53 +23,39 @@ def service() -> Iterator[EchoService]:
     made.close()
 
 
-def request(number: int, method: str) -> bytes:
-    body = {"action": SERVICE, "params": {"m": method, "args": [number]}}
-    return encode_command(b"GET", json.dumps(body).encode())
+@pytest.fixture
+def plain() -> Iterator[EchoService]:
+    made = EchoService(is_raw=True)
+    yield made
+    made.close()
 
 
-def answers(replies: bytes) -> list[dict[str, object]]:
-    return [json.loads(reply.raw[reply.begin : reply.end]) for reply in ReplyParser().feed(replies)]
+def body(number: int, method: str, action: str = SERVICE, pad: int = 0) -> bytes:
+    params = {"m": method, "args": [number, "x" * pad]}
+    return json.dumps({"action": action, "params": params}).encode()
+
+
+def get(number: int, method: str, action: str = SERVICE, pad: int = 0) -> bytes:
+    return encode_command(b"GET", body(number, method, action, pad))
 
 
 def cut(data: bytes, *at: int) -> list[bytes]:
-    edges = [0, *at, len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-
-
-def check_commands(service: EchoService, world: World, methods: list[str]) -> None:
-    """Each request has one answer, in its place; nothing that must not be was executed twice."""
-    assert not world.adopted.lost, world.adopted.lost
-    assert not world.is_reset
-    found = answers(bytes(world.replies))
-    assert len(found) == len(methods)
-    failed = 0
-    for number, (method, answer) in enumerate(zip(methods, found, strict=True)):
-        key = json.dumps({"action": SERVICE, "params": {"m": method, "args": [number]}}).encode()
-        if answer.get("ec") == 303:
-            failed += 1
-            assert "the agent died" in str(answer["em"])
-            assert method != "getThing"
-            assert service.executed[key] <= 1
-        else:
-            assert answer["params"] == {"m": method, "args": [number]}
-            assert 1 <= service.executed[key] <= (2 if method == "getThing" else 1)
-    assert failed <= 1
-    service.executed.clear()
-
-
-def commands(methods: list[str]) -> bytes:
-    return b"".join(request(number, method) for number, method in enumerate(methods))
+    return [data[a:b] for a, b in itertools.pairwise([0, *at, len(data)])]
 
 
 def kill_everywhere(
-    service: EchoService, methods: list[str], chunks: list[bytes], **settings: float
+    make: Callable[[Steps], World],
+    chunks: list[bytes],
+    enough: Callable[[bytes], bool],
+    check: Check,
 ) -> int:
-    """Follow the same script once for each step at which it may be cut short; how many."""
+    """Follow the same script once for each step at which it may be cut short; how many.
+
+    What was not sent before the kill is sent after the adoption.
+    """
     step = 0
     while True:
-        world = World(Steps(step), service.address, **settings)
-        left = list(chunks)
+        world, left = make(Steps(step)), list(chunks)
 
         async def talk(world: World, left: list[bytes] = left) -> None:
             while left:
@@ -73,12 +64,12 @@ def kill_everywhere(
 
         async def go_on(world: World, left: list[bytes] = left) -> None:
             await talk(world, left)
-            await world.replied(lambda r: len(ReplyParser().feed(r)) >= len(methods))
+            await world.replied(enough)
 
         was_killed = world.run(talk)
         if world.is_noted:
             world.adopt(go_on)
-            check_commands(service, world, methods)
+            check(world)
         else:
             assert len(left) >= len(chunks) - 1, "a connection is on the board before it is read"
         world.close()
@@ -87,13 +78,193 @@ def kill_everywhere(
         step += 1
 
 
+# Commands
+
+
+def replies(data: bytes) -> list[bytes]:
+    return [reply.raw[reply.begin : reply.end] for reply in ReplyParser().feed(data)]
+
+
+def check_commands(
+    service: EchoService, bodies: list[bytes], world: World, most_failed: int = 1
+) -> None:
+    """Each request has one answer, in its place; nothing that must not be was executed twice."""
+    assert not world.adopted.lost, world.adopted.lost
+    assert not world.is_reset
+    found = replies(bytes(world.replies))
+    assert len(found) == len(bodies)
+    failed = 0
+    for asked, answer in zip(bodies, found, strict=True):
+        is_idempotent = b"getThing" in asked
+        if answer == asked:
+            assert 1 <= service.executed[asked] <= (2 if is_idempotent else 1)
+        else:
+            failed += 1
+            told = json.loads(answer)
+            assert told["ec"] == 303
+            assert "the agent died" in told["em"]
+            assert not is_idempotent
+            assert service.executed[asked] <= 1
+    assert failed <= most_failed
+    service.executed.clear()
+
+
+def kill_commands(
+    service: EchoService,
+    bodies: list[bytes],
+    chunks: list[bytes],
+    original: Address | None = None,
+    most_failed: int = 1,
+    **settings: float,
+) -> int:
+    return kill_everywhere(
+        lambda steps: World(steps, service.address, original, **settings),
+        chunks,
+        lambda data: len(replies(data)) >= len(bodies),
+        lambda world: check_commands(service, bodies, world, most_failed),
+    )
+
+
 def test_one_command_after_the_other(service: EchoService) -> None:
     methods = ["getThing", "put", "getThing"]
-    chunks = [request(number, method) for number, method in enumerate(methods)]
-    assert kill_everywhere(service, methods, chunks) > 20
+    bodies = [body(n, method) for n, method in enumerate(methods)]
+    assert kill_commands(service, bodies, [get(n, m) for n, m in enumerate(methods)]) > 20
 
 
 def test_half_a_command_before_and_the_rest_after(service: EchoService) -> None:
     methods = ["put", "getThing", "put"]
-    data = commands(methods)
-    assert kill_everywhere(service, methods, cut(data, 2, 30, 100, 150, 200, 201)) > 20
+    bodies = [body(n, method) for n, method in enumerate(methods)]
+    data = b"".join(get(n, m) for n, m in enumerate(methods))
+    assert kill_commands(service, bodies, cut(data, 2, 30, 100, 150, 200, 201)) > 20
+
+
+@pytest.mark.parametrize("depth", [1, 8])
+def test_pipelined_commands(service: EchoService, depth: int) -> None:
+    """With depth, all of them are under way at once."""
+    methods = ["put", "getThing", "put", "getThing", "put"]
+    bodies = [body(n, method) for n, method in enumerate(methods)]
+    data = b"".join(get(n, m) for n, m in enumerate(methods))
+    steps = kill_commands(
+        service, bodies, [data], pipeline_depth=depth, most_failed=1 if depth == 1 else 3
+    )
+    assert steps > 15
+
+
+def test_commands_for_the_dialled_instance(service: EchoService) -> None:
+    """Of a service that is not in the registry: over a connection of this client's own."""
+    methods = ["put", "getThing", "put"]
+    bodies = [body(n, method, "/service/unlisted") for n, method in enumerate(methods)]
+    chunks = [get(n, m, "/service/unlisted") for n, m in enumerate(methods)]
+    assert kill_commands(service, bodies, chunks, service.address) > 20
+
+
+def test_a_command_that_is_larger_than_a_slot(service: EchoService) -> None:
+    bodies = [body(0, "put", pad=150_000), body(1, "getThing", pad=60_000), body(2, "put")]
+    data = get(0, "put", pad=150_000) + get(1, "getThing", pad=60_000) + get(2, "put")
+    assert kill_commands(service, bodies, cut(data, 40_000, 100_000, 180_000)) > 20
+
+
+def test_replies_that_the_client_does_not_read(service: EchoService) -> None:
+    """What the kernel has not taken is not lost with the process that kept it."""
+    bodies = [body(n, "getThing", pad=150_000) for n in range(4)]
+    chunks = [get(n, "getThing", pad=150_000) for n in range(4)]
+    lost: list[str] = []
+
+    def check(world: World) -> None:
+        if world.adopted.lost:
+            # Between the moment in which the kernel took a part and the note of the rest.
+            assert world.adopted.lost == ["a reply had left in part"]
+            lost.append(world.adopted.lost[0])
+        else:
+            check_commands(service, bodies, world)
+        service.executed.clear()
+
+    steps = kill_everywhere(
+        lambda steps: World(steps, service.address, buffer=65536),
+        chunks,
+        lambda data: len(replies(data)) >= len(bodies),
+        check,
+    )
+    assert steps > 20
+    assert len(lost) < steps / 8, f"{len(lost)} of {steps}"
+
+
+# Packets
+
+
+def packet(form: Form, number: int, method: str) -> bytes:
+    make = encode if form is Form.PACKET19 else encode9
+    return make(Cmd.REQ, 7 * number, body(number, method))
+
+
+@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("at", [(), (5,), (100, 130, 250)])
+def test_packets(service: EchoService, form: Form, at: tuple[int, ...]) -> None:
+    methods = ["put", "getThing", "put", "put"]
+    chunks = cut(b"".join(packet(form, n, m) for n, m in enumerate(methods)), *at)
+
+    def found(data: bytes) -> list[Packet]:
+        return PacketParser(form=form).feed(data) if data else []
+
+    def check(world: World) -> None:
+        assert not world.adopted.lost, world.adopted.lost
+        answers = found(bytes(world.replies))
+        assert sorted(a.opaque for a in answers) == [7 * n for n in range(len(methods))]
+        for answer in answers:
+            number = answer.opaque // 7
+            asked = body(number, methods[number])
+            assert service.executed[asked] <= 1
+            if answer.body != asked:
+                told = json.loads(answer.body)
+                assert told["ec"] == 303
+                assert "the agent died" in told["em"]
+        service.executed.clear()
+
+    steps = kill_everywhere(
+        lambda steps: World(steps, service.address),
+        chunks,
+        lambda data: len(found(data)) >= len(methods),
+        check,
+    )
+    assert steps > 20
+
+
+# Bytes
+
+
+def test_bytes_that_are_passed_on_as_they_are(service: EchoService, plain: EchoService) -> None:
+    sent = [b"\0\xff no protocol of ours", bytes(range(256)) * 300, b"end"]
+    whole = b"".join(sent)
+
+    def check(world: World) -> None:
+        assert not world.adopted.lost, world.adopted.lost
+        assert bytes(world.replies) == whole
+
+    steps = kill_everywhere(
+        lambda steps: World(steps, service.address, plain.address),
+        sent,
+        lambda data: len(data) >= len(whole),
+        check,
+    )
+    assert steps > 15
+
+
+def test_a_server_that_is_not_moa(service: EchoService, plain: EchoService) -> None:
+    """What it said, or was about to, is not ours to make up: exact, or reset."""
+    sent = [encode_command(b"PING"), encode_command(b"PING"), encode_command(b"SET", b"a", b"b")]
+    lost: list[str] = []
+
+    def check(world: World) -> None:
+        lost.extend(world.adopted.lost)
+        if not world.adopted.lost:
+            assert replies(bytes(world.replies)) == [b"PING", b"PING", b"b"]
+
+    steps = kill_everywhere(
+        lambda steps: World(steps, plain.address, service.address),
+        sent,
+        lambda data: len(replies(data)) >= len(sent),
+        check,
+    )
+    assert steps > 20
+    assert set(lost) <= {"what its server was saying is gone"}
+    assert len(lost) < steps / 2

@@ -56,6 +56,29 @@ def test_idle_set_is_used_in_proportion_to_its_weights(weights: tuple[int, ...])
     assert shares(members(*weights)) == pytest.approx(expected, abs=0.015)
 
 
+def test_what_others_have_in_flight_counts_a_little_and_not_for_long() -> None:
+    node = Node(Address("10.0.0.1", 1))
+    node.in_flight = 2
+    assert node.load(5.0) == 2
+    node.told(12, 5.0)
+    assert node.load(5.0) == 2 + 10 * balancer._OTHERS_SHARE
+    assert 2 < node.load(5.1) < node.load(5.0)
+    assert node.load(5.01 + balancer._OTHERS_FADE_S) == 2
+    assert node.load(4.0) == node.load(5.0), "a clock that goes back"
+    node.told(1, 6.0)
+    assert node.load(6.0) == 2, "it was counted before our last request arrived"
+
+
+def test_traffic_leaves_whom_others_use_more() -> None:
+    choices, rand = choices_of(members(1, 1)), random.Random(1)
+    for place, load in zip(choices.places, (100, 0), strict=True):
+        place.node.told(load, 1.0)
+    counts = Counter(pick(choices, rand, now_s=1.0) for _ in range(100))
+    assert counts[choices.places[1].instance] == 100
+    later = Counter(pick(choices, rand, now_s=9.0) for _ in range(PICKS))
+    assert later[choices.places[0].instance] / PICKS == pytest.approx(0.5, abs=0.02)
+
+
 def test_drained_instances_serve_only_when_all_are_drained() -> None:
     assert shares(members(0, 7)) == [0, 1]
     assert shares(members(0, 0)) == pytest.approx([0.5, 0.5], abs=0.015)

@@ -157,6 +157,18 @@ V1 = "cgroup /sys/fs/cgroup/net_cls cgroup rw,net_cls,net_prio 0 0\n" + UNIFIED
         ),
         ("ports", {"listeners": list}, "ok", "free"),
         (
+            "ports",
+            {"listeners": lambda: [Listener(15001, 1, "moa-keeper", frozenset({1, AGENT_PID}))]},
+            "ok",
+            "the agent listens",
+        ),
+        (
+            "ports",
+            {"listeners": lambda: [Listener(15001, 1, "moa-keeper")], "agent_pid": lambda: None},
+            "ok",
+            "15001",
+        ),
+        (
             "agent",
             {"installed": lambda: None, "agent_pid": lambda: None},
             "fail",

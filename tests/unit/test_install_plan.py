@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from installer.plan import node_plan, run
+from installer.plan import node_plan, processes, run
 from installer.plan.manifest import Manifest, ManifestError
 from installer.plan.site import InstallBusy, Site
 from installer.plan.steps import Verdict
@@ -265,3 +265,23 @@ def test_manifest_that_cannot_be_read_is_told(sysroot: Path) -> None:
     path.write_text('{"format": 99, "version": "9.9"}')
     with pytest.raises(ManifestError, match=r"format 1, saw 99.*9\.9"):
         run.load(Site(sysroot))
+
+
+@pytest.mark.parametrize(
+    ("said", "ended"),
+    [
+        ("ActiveState=active\nNRestarts=0\n", False),
+        ("ActiveState=activating\nNRestarts=2\n", False),
+        ("ActiveState=activating\nNRestarts=3\n", True),
+        ("ActiveState=failed\nNRestarts=0\n", True),
+        ("", False),
+    ],
+)
+def test_unit_that_does_not_start_is_not_waited_for(
+    said: str, ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\nprintf '%s' '{said}'\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert processes.unit_has_ended("moa-agent.service")() is ended

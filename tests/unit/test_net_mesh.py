@@ -8,6 +8,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from proxy.core.mesh_calls import Origin
 from proxy.core.message import Failure, MoaReply, Outcome, request_of_command
 from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
 from proxy.core.routing import Router
+from proxy.net import mesh_link
 from proxy.net.forward import Forwarder, ForwardSettings
 from proxy.net.mesh_pool import MeshPoolSettings
 from proxy.net.served import Direction, Peer
@@ -24,6 +26,7 @@ from proxy.net.sockets import set_reset_on_close
 from proxy.obs.metrics import Metrics
 from proxy.wire.mesh import (
     Event,
+    FrameType,
     GoAwayReceived,
     MeshConnection,
     Negotiated,
@@ -33,6 +36,7 @@ from proxy.wire.mesh import (
     ResponseHeader,
     ResponseReceived,
     Settings,
+    encode_frame,
     joined,
 )
 from proxy.wire.moa import Ec, Route
@@ -177,6 +181,7 @@ async def test_the_first_request_does_not_wait_for_hello_and_the_next_uses_the_m
     assert calls.bodies == [OK]
     assert not own.has_more()
     assert calls.forwarder.pools.load_hint(server.address) == 9
+    assert calls.forwarder.service(URI).node(server.address).others == 9
     assert calls.forwarder.load(server.address) == 0
     calls.forwarder.close()
     server.close()
@@ -475,3 +480,54 @@ async def test_who_breaks_the_protocol_is_told_and_hung_up_on() -> None:
     asking.far.sock.shutdown(socket.SHUT_WR)
     await until(lambda: not asking.front.sessions)
     await asking.end()
+
+
+async def test_who_takes_nothing_is_given_up_however_much_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PINGs show that it lives; but what waits for it would wait for ever."""
+    monkeypatch.setattr(mesh_link, "STALL_S", 0.2)
+    service = await Server.start()
+    asking = Asking(service.address)
+    (session,) = asking.front.sessions.values()
+    session.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    asking.far.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    numbers = [await asking.ask() for _ in range(8)]
+    for number in range(len(numbers)):
+        connection = await service.connection(number)
+        await connection.command()
+        connection.send(bulk(OK[:-2] + b"1" * 60_000 + b"}"))
+    loop = asyncio.get_running_loop()
+    for number in range(1000):
+        if not asking.front.sessions:
+            break
+        with suppress(OSError):
+            await loop.sock_sendall(asking.far.sock, encode_frame(FrameType.PING, number))
+        await asyncio.sleep(0.05)  # the pace of a peer that is well
+    assert not asking.front.sessions
+    await asking.end()
+    service.close()
+
+
+async def test_who_takes_a_little_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_link, "STALL_S", 0.1)
+    service = await Server.start()
+    asking = Asking(service.address)
+    (session,) = asking.front.sessions.values()
+    session.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    asking.far.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await asking.ask()
+    connection = await service.connection()
+    await connection.command()
+    body = OK[:-2] + b"1" * 60_000 + b"}"
+    connection.send(bulk(body))
+    seen: list[Event] = []
+    loop = asyncio.get_running_loop()
+    while not any(isinstance(event, ResponseReceived) for event in seen):
+        data = await asyncio.wait_for(loop.sock_recv(asking.far.sock, 1000), WITHIN_S)
+        assert data, "it was given up"
+        seen += asking.far.connection.receive_data(data, loop.time())
+        await asyncio.sleep(0.02)  # slow
+    assert joined(seen[-1].body) == body  # type: ignore[union-attr]  # it is the response
+    await asking.end()
+    service.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from installer.client import AgentError
 from tests.support.lab import wait_until
-from tests.support.opsd import OpsdWorld
+from tests.support.opsd import OpsdWorld, Store, notify_socket
 
 CHECK_FAILS = "registry.url: expected a URL"
 
@@ -207,6 +208,22 @@ def test_killed_supervisor_finds_its_agent(world: OpsdWorld) -> None:
     wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 10, "it is in charge")
 
 
+def test_begins_anew_on_sighup(world: OpsdWorld) -> None:
+    """The same process, the configuration as it is now, and the agent lives on."""
+    first, opsd = world.wait_serving(), world.process
+    assert opsd is not None
+    world.config.write_text(world.config.read_text().replace("bake_s = 0", "bake_s = 600"))
+    opsd.send_signal(signal.SIGHUP)
+    wait_until(lambda: '"agents found"' in world.words() or None, 20, "it has begun anew")
+    assert world.wait_serving()["pid"] == first["pid"]
+    assert opsd.poll() is None
+    two = world.environment("2")
+    lines = world.client.ask({"do": "upgrade", "to": str(two)})
+    assert next(line for line in lines if line["stage"] == "baking")["left_s"] > 500
+    os.kill(first["pid"], signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{first['pid']}").exists(), 10, "it was reaped")
+
+
 def test_both_killed_and_the_estate_is_found(world: OpsdWorld) -> None:
     first = world.wait_serving()
     world.kill()
@@ -247,3 +264,30 @@ def test_one_supervisor_at_a_time(world: OpsdWorld) -> None:
     assert second is not None
     assert second.wait(20) == 1
     assert f"a supervisor runs already (process {first.pid})" in world.words()
+
+
+def test_systemd_keeps_the_control_socket_and_the_agents_pidfd(home: Path) -> None:
+    """Over a crash of the supervisor: who asks meanwhile waits, and is answered."""
+    world = OpsdWorld(home)
+    world.confirm(world.environment("1"))
+    with notify_socket(home / "notify") as systemd:
+        env = {"NOTIFY_SOCKET": str(home / "notify")}
+        try:
+            world.start(env)
+            store = Store(systemd)
+            first = world.wait_serving()
+            store.until(f"agent-{first['pid']}")
+            world.kill()
+            answer = world.client.ask({"do": "status"})
+            waiting = threading.Thread(target=lambda: answers.extend(answer))
+            answers: list[dict[str, Any]] = []
+            waiting.start()
+            world.start(env, store.fds)
+            waiting.join(20)
+            assert answers
+            assert world.wait_serving()["pid"] == first["pid"]
+            os.kill(first["pid"], signal.SIGKILL)
+            store.until(f"FDSTOREREMOVE=1\nFDNAME=agent-{first['pid']}")
+        finally:
+            world.close()
+            store.close()

@@ -39,6 +39,23 @@ UNIT
     done
 }
 
+# A caller that is a unit of its own, for `moactl mesh join`.
+start_caller() {
+    [ -p /moa/ask ] || mkfifo /moa/ask
+    cat >/etc/systemd/system/caller.service <<'UNIT'
+[Unit]
+Description=Calls /service/demo when it is asked to
+
+[Service]
+ExecStart=/vagrant/guest/calling.sh
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+    systemctl daemon-reload
+    systemctl enable --quiet --now caller
+}
+
 # Everything in the private network is a destination to intercept, also an address that is
 # nobody's: a caller may have an old one in its configuration.
 write_configuration() {
@@ -65,6 +82,7 @@ name_this "$name"
 need_packages libbpf1 python3 redis-tools
 wait_for_registry
 start_services
+start_caller
 write_configuration
-/vagrant/guest/picture.sh >/moa/before
+[ -e /usr/bin/moactl ] || /vagrant/guest/picture.sh >/moa/before
 install_moa

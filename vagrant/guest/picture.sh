@@ -33,6 +33,8 @@ kernel() {
 
 rest() {
     ss -Hlntu | awk '{ print "listens", $1, $5 }'
+    # Those of a session come and go with it.
+    ss -Hlx | awk '$5 ~ "^/" && $5 !~ "^/run/user/" { print "listens", $1, $5 }'
     cut -d : -f 1 /etc/passwd | sed 's/^/user /'
     find /proc/sys/net /proc/sys/kernel /proc/sys/vm -type f -readable \
         ! -path '*random*' ! -name 'ns_last_pid' ! -path '*stat*' ! -name '*nr*' \

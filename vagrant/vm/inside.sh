@@ -3,8 +3,6 @@
 #
 # usage: inside.sh WORK SUITE KVM, by test.sh alone, as process 1 of a pid namespace, with a
 # mount and a network namespace; when it ends the kernel ends every other process in there.
-#
-# Writes WORK/doctor-SUITE.json, the `moactl doctor` of a guest.
 set -euo pipefail
 
 work=$1 suite=$2 kvm=$3
@@ -65,7 +63,6 @@ start_libvirt() {
 doctor() {
     say "moactl doctor on node-a"
     vagrant ssh-config node-a >"$work/ssh"
-    ssh -n -F "$work/ssh" node-a sudo moactl doctor -o json >"$work/doctor-$suite.json" || true
     ssh -n -F "$work/ssh" node-a "uname -r; sudo moactl doctor" || true
 }
 

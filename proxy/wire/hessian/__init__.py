@@ -14,7 +14,7 @@ from proxy.wire.hessian.errors import (
     LongScan,
 )
 from proxy.wire.hessian.reader import decode
-from proxy.wire.hessian.reply import error_body, scan_ec
+from proxy.wire.hessian.reply import error_body, is_unsent, scan_ec
 from proxy.wire.hessian.route import scan_route
 from proxy.wire.hessian.skipper import is_long
 from proxy.wire.hessian.translate import from_json, hessian_to_json, json_to_hessian, to_json
@@ -52,6 +52,7 @@ __all__ = [
     "from_json",
     "hessian_to_json",
     "is_long",
+    "is_unsent",
     "json_to_hessian",
     "scan_ec",
     "scan_route",

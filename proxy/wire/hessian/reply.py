@@ -11,9 +11,11 @@ from proxy.wire.hessian.numbers import READERS
 from proxy.wire.hessian.skipper import Skipper
 from proxy.wire.hessian.values import HessianMap
 from proxy.wire.hessian.writer import encode
-from proxy.wire.moa import Ec
+from proxy.wire.moa import UNSENT, Ec
 
 _SCAN_BYTES = 16 * 1024
+_UNSENT, _UNSENT_WITHIN = UNSENT.encode(), 32
+"""How `em` begins in an `unsent_body`, and where that is in Hessian."""
 _RECORDS = tags.MAPS | tags.OBJECTS
 
 
@@ -45,6 +47,11 @@ def scan_ec(body: bytes) -> int | None:
         if data[begin] in _RECORDS:
             skipper.visit_entries(begin, visit)
     return found
+
+
+def is_unsent(body: bytes) -> bool:
+    """Whether an agent promises with this reply that no service has seen the request."""
+    return _UNSENT in body[:_UNSENT_WITHIN] and scan_ec(body) == Ec.REMOTING
 
 
 def error_body(ec: Ec, em: str) -> bytes:
