@@ -14,5 +14,7 @@ if __name__ == "__main__":
     from installer.agent import main
     from interceptor.node import Node
 
-    Node.install.__kwdefaults__["object_path"] = other
+    defaults = Node.install.__kwdefaults__
+    assert defaults is not None
+    defaults["object_path"] = other
     main()
