@@ -46,6 +46,9 @@ class LinkClient:
             kept.append(word)
             if word["say"] in says:
                 return word
+            last: Word | None = word.get("last") if word["say"] == "hello" else None
+            if last is not None and last["say"] in says:
+                return last  # It was said before we were there.
 
     def close(self) -> None:
         self._sock.close()

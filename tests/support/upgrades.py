@@ -121,7 +121,15 @@ class Upgrades:
 def _start(
     node: LabNode, config: Path, options: Sequence[str] = (), prefix: Sequence[str] = ()
 ) -> Generation:
-    argv = [*prefix, sys.executable, "-I", "-m", "installer.agent", str(config), "--supervised"]
+    argv = [
+        *prefix,
+        sys.executable,
+        "-I",
+        "-m",
+        "installer.agent_start",
+        str(config),
+        "--supervised",
+    ]
     process = node.start("moa-agent", *argv, *options)
     try:
         link = LinkClient(node.directory / "run", process.pid)

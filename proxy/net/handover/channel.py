@@ -60,6 +60,7 @@ class Channel:
         self._arrived: deque[list[int] | None] = deque()
         self._out: deque[_Outgoing] = deque()
         self._is_closed = False
+        self._pidfd = -1
         sock.setblocking(False)
 
     @property
@@ -74,6 +75,13 @@ class Channel:
 
     def start(self) -> None:
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
+        # A dead agent does not hang up: its keeper has its descriptors.
+        try:
+            self._pidfd = os.pidfd_open(self.peer.pid)
+        except OSError:
+            self._loop.call_soon(self._on_peer_ended)
+        else:
+            self._loop.add_reader(self._pidfd, self._on_peer_ended)
 
     def send(
         self,
@@ -116,16 +124,23 @@ class Channel:
         self._loop.remove_writer(self._sock.fileno())
         self._flush()
 
-    def _on_readable(self) -> None:
+    def _on_peer_ended(self) -> None:
+        """What it has sent before counts."""
+        while not self._is_closed and self._on_readable():
+            continue
+        self._lose("the other agent has died")
+
+    def _on_readable(self) -> bool:
+        """Whether there was anything."""
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(
                 _READ_SIZE, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
             self._lose(f"cannot receive: {error.strerror}")
-            return
+            return False
         fds = array.array("i")
         for level, kind, raw in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -137,13 +152,14 @@ class Channel:
             self._arrived.append(list(fds))
         if not data:
             self._lose("the other agent has closed the connection")
-            return
+            return False
         try:
             frames = self._reader.feed(data)
             for frame in frames:
                 self._deliver(frame)
         except HandoverError as error:
             self._lose(f"broke the protocol: {error}")
+        return True
 
     def _deliver(self, frame: Received) -> None:
         found: list[int] | None = []
@@ -170,6 +186,9 @@ class Channel:
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
         self._out.clear()
         while self._arrived:
             _close_all(self._arrived.popleft() or [])
