@@ -46,7 +46,8 @@ class Channel:
 
     `on_frame` gets each frame with its descriptors, which are its to close; None in their
     place: this process could not open all of them, and those that came are closed again.
-    `on_lost` comes once, when the other end has gone or does not keep to the protocol.
+    `on_lost` comes once, when the other end has gone or does not keep to the protocol. An agent
+    that is killed leaves its socket to its keeper, so its process is watched, too.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
@@ -60,7 +61,8 @@ class Channel:
         self._arrived: deque[list[int] | None] = deque()
         self._out: deque[_Outgoing] = deque()
         self._is_closed = False
-        self._pidfd = -1
+        self._broken = ""
+        self._process: int | None = None
         sock.setblocking(False)
 
     @property
@@ -75,13 +77,23 @@ class Channel:
 
     def start(self) -> None:
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
-        # A dead agent does not hang up: its keeper has its descriptors.
         try:
-            self._pidfd = os.pidfd_open(self.peer.pid)
+            self._process = os.pidfd_open(self.peer.pid)
+        except ProcessLookupError:
+            self._loop.call_soon(self._on_death)
         except OSError:
-            self._loop.call_soon(self._on_peer_ended)
+            return  # Of another PID namespace; its socket must tell.
         else:
-            self._loop.add_reader(self._pidfd, self._on_peer_ended)
+            self._loop.add_reader(self._process, self._on_death)
+
+    def _on_death(self) -> None:
+        self._hear_and_lose("the other agent has died")
+
+    def _hear_and_lose(self, why: str) -> None:
+        """What it said before counts."""
+        while not self._is_closed and self._receive():
+            continue
+        self._lose(why)
 
     def send(
         self,
@@ -94,7 +106,7 @@ class Channel:
         `on_sent` is called when the kernel has taken the frame: it will be delivered, whatever
         becomes of this process.
         """
-        if self._is_closed:
+        if self._is_closed or self._broken:
             return
         data = encode(message, len(descriptors), self.version)
         self._out.append(_Outgoing(memoryview(data), array.array("i", descriptors), on_sent))
@@ -102,7 +114,7 @@ class Channel:
             self._flush()
 
     def _flush(self) -> None:
-        while self._out and not self._is_closed:
+        while self._out and not (self._is_closed or self._broken):
             data, fds, on_sent = self._out[0]
             control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
             try:
@@ -111,7 +123,9 @@ class Channel:
                 self._loop.add_writer(self._sock.fileno(), self._on_writable)
                 return
             except OSError as error:
-                self._lose(f"cannot send: {error.strerror}")
+                # Told from the loop, and after what the other end has said: it may say why.
+                self._broken = f"cannot send: {error.strerror}"
+                self._loop.call_soon(self._hear_and_lose, self._broken)
                 return
             if sent < len(data):
                 self._out[0] = _Outgoing(data[sent:], array.array("i"), on_sent)
@@ -124,14 +138,11 @@ class Channel:
         self._loop.remove_writer(self._sock.fileno())
         self._flush()
 
-    def _on_peer_ended(self) -> None:
-        """What it has sent before counts."""
-        while not self._is_closed and self._on_readable():
-            continue
-        self._lose("the other agent has died")
+    def _on_readable(self) -> None:
+        self._receive()
 
-    def _on_readable(self) -> bool:
-        """Whether there was anything."""
+    def _receive(self) -> bool:
+        """Whether there may be more."""
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(
                 _READ_SIZE, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
@@ -186,9 +197,9 @@ class Channel:
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
+        if self._process is not None:
+            self._loop.remove_reader(self._process)
+            os.close(self._process)
         self._out.clear()
         while self._arrived:
             _close_all(self._arrived.popleft() or [])
