@@ -225,10 +225,20 @@ class AgentProcess:
             self._on_other_gone(why)
 
         sock = await handover.connect(path)
-        self._handover = Handover(sock, self._possession, self._give_settings(), self._say, on_gone)
-        await _first(gone, self._handover.is_greeted, self._stop)
+        other = Handover(sock, self._possession, self._give_settings(), self._say, on_gone)
+        self._handover = other
+
+        def on_refused(why: str) -> None:
+            if self.role is Role.STARTING:
+                other.close()
+                on_gone(f"the other agent refuses: {why}")
+            else:
+                other.offer()
+
+        other.on_refused = on_refused
+        await _first(gone, other.is_greeted, self._stop)
         if not gone.done() and not self._stop.is_set():
-            self._handover.offer()
+            other.offer()
             self._say({"say": "ready"})
             await _first(gone, self._serves, self._stop)
         if self.role is not Role.SERVING and not self._stop.is_set():

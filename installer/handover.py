@@ -72,6 +72,8 @@ class Handover:
         self._settings = settings
         self._tell = tell
         self._on_gone = on_gone
+        self.on_refused: Callable[[str], None] = lambda _why: self.offer()
+        """The other agent gives nothing, and lives: offer again, or go."""
         self._channel = Channel(self._loop, sock)
         self._ready: pb.Ready | None = None
         self._is_asked = False
@@ -98,9 +100,9 @@ class Handover:
         self._channel.on_lost = self._on_lost
 
     def _on_silence(self) -> None:
-        if not self.is_greeted.is_set():
-            self._channel.close()
-            self._on_lost(f"no HELLO within {GREETING_S:g} s")
+        awaited = "READY" if self.is_greeted.is_set() else "HELLO"
+        self._channel.close()
+        self._on_lost(f"no {awaited} within {GREETING_S:g} s")
 
     def _on_frame(self, received: Received, fds: list[int] | None) -> None:
         message = received.message
@@ -112,6 +114,7 @@ class Handover:
             self._channel.close()
             self._on_lost(f"the other agent refuses: {message.why}")
         elif isinstance(message, pb.Ready) and self.is_greeted.is_set():
+            self._timer.cancel()
             self._ready = message
             self.is_ready = True
             self._begin()
@@ -136,7 +139,6 @@ class Handover:
             return
         self._channel.version = settled
         self._mesh_state = hello.mesh_state
-        self._timer.cancel()
         self.is_greeted.set()
 
     # Giving
@@ -191,6 +193,7 @@ class Handover:
 
     def offer(self) -> None:
         """Be ready to take everything that the other agent has."""
+        self._timer.cancel()
         taker = Taker(self._loop, self._channel, self._possession, self._on_serving, self._on_taken)
         self._taker = taker
         taker.start(_free_descriptors())
@@ -205,6 +208,8 @@ class Handover:
             self._listen()
         if why is None:
             self._tell({"say": "taken", "moved": taker.moved})
+        elif self._channel.is_open:
+            self.on_refused(why)
         elif taker.is_serving:
             log.warning("the other agent was lost halfway", reason=why, moved=taker.moved)
         if not self._channel.is_open:

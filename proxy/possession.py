@@ -21,6 +21,7 @@ from proxy.net.moved import Moved
 from proxy.net.pools import Pools
 from proxy.net.served import Served
 from proxy.registry.member import BadMember, format_member, parse_member
+from proxy.wire.mesh import StateError
 
 _OWN = ("outbound4", "outbound6", "inbound4", "inbound6")
 _DOOR = "door "
@@ -195,11 +196,16 @@ class Possession:
             self._app.use_table(_parsed_table(exported))
 
     def adopt(self, moved: Moved) -> None:
+        if moved.client.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ValueError(f"connection {moved.number} is no TCP connection")
         try:
             peer = self._app.peer_of(moved)
         except OSError as error:
             raise ValueError(f"connection {moved.number} has ended: {error.strerror}") from None
-        self._app.front.adopt(moved, peer)
+        try:
+            self._app.front.adopt(moved, peer)
+        except StateError as error:
+            raise ValueError(f"connection {moved.number}: {error}") from None
         if moved.caller is not None:
             self._app.door.know(moved.number)
 
@@ -220,6 +226,8 @@ class Possession:
                 moved.client.close()
                 continue
             app.front.begin(moved.number)
+        if found.arrived is not None:
+            app.serve_arrived(*found.arrived)
         return found
 
     def _speaks_moa(self, moved: Moved) -> bool:

@@ -29,6 +29,8 @@ NAME = "opsd.sock"
 STORED = "control"
 
 _MAX_LINE = 64 * 1024
+_MAX_WAITING = 64
+"""Lines that a caller has not read; beyond them only what is no mere progress is kept."""
 _ASK_S = 10.0
 _STATUS_STEP = "moactl agent status"
 
@@ -170,7 +172,12 @@ async def _stream(upgrading: Upgrading, wanted: Outcome, writer: asyncio.StreamW
     """Every line until the last, or until the caller goes away; one that does not read loses
     what is between."""
     lines: asyncio.Queue[Line] = asyncio.Queue()
-    subscriber = Subscriber(lines.put_nowait, wanted)
+
+    def tell(line: Line) -> None:
+        if line["event"] != "progress" or lines.qsize() < _MAX_WAITING:
+            lines.put_nowait(line)
+
+    subscriber = Subscriber(tell, wanted)
     upgrading.subscribe(subscriber)
     try:
         while True:

@@ -66,6 +66,7 @@ class Supervisor:
         if self.current is None and self.upgrading is None:
             if estates.of_the_dead(self.settings.runtime_dir):
                 self._withdraw()
+            self._end_upgrade()
             self._start_at_s = time.monotonic()
         watchdog_s = self._notifier.watchdog_s
         due_s = 0.0

@@ -143,6 +143,8 @@ async def _json_of(argv: Sequence[str], within_s: float) -> Mapping[str, Any]:
             await process.wait()
     if process.returncode != 0:
         words = err.decode(errors="replace").strip() or f"exit code {process.returncode}"
+        if "Traceback" in words:
+            words = words.splitlines()[-1]
         raise VersionError(f"its own check failed: {words[-1000:]}")
     with suppress(ValueError):
         document = json.loads(out[:_MAX_OUTPUT])

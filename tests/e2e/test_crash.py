@@ -86,8 +86,8 @@ def report_of(load: Running) -> dict[str, Any]:
 
 def check(world: World, report: dict[str, Any], crashes: int = 1) -> dict[str, int]:
     """One answer to each request, and no connection lost; how many failed, by kind."""
-    assert not report["lost"], report["lost"]
     executed = world.executed
+    assert not report["lost"], (report["lost"], executed, world.agents["a"].process.output)
     for kind, sent in report["sent"].items():
         assert sum(report["answers"][kind].values()) == sent, kind
     for lines in report["failed"].values():

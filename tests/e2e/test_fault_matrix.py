@@ -299,6 +299,23 @@ def _agent(number: signal.Signals) -> Callable[[World], None]:
     return lambda world: world.signal_agent(number)
 
 
+def _agent_killed_while_it_waits(world: World) -> None:
+    """With a request of each caller at an instance that has not answered."""
+    for instance in world.instances.values():
+        instance.signal(signal.SIGSTOP)
+    try:
+        agent = world.agents["a"]
+        wait_until(
+            lambda: agent.status()["requests"]["in_flight"] == CONNECTIONS,
+            TIMEOUT_MS / 1000,
+            "all callers wait",
+        )
+        world.signal_agent(signal.SIGKILL)
+    finally:
+        for instance in world.instances.values():
+            instance.signal(signal.SIGCONT)
+
+
 def _agent_restarted(world: World) -> None:
     last = world.supervised["a"].moactl("restart", "--bake", "1")[-1]
     assert (last["outcome"], last["moved"]) == ("upgraded", CONNECTIONS), last
@@ -335,6 +352,12 @@ FAULTS = [
     Fault(
         "agent killed -9",
         _agent(signal.SIGKILL),
+        World.wait_successor,
+        patience_s=PATIENT_S,
+    ),
+    Fault(
+        "agent killed -9, all requests under way",
+        _agent_killed_while_it_waits,
         World.wait_successor,
         patience_s=PATIENT_S,
     ),

@@ -34,11 +34,12 @@ class Supervised:
     config: Path
     opsd: Running | None = None
 
-    def start(self, **env: str) -> Running:
-        """Start the supervisor; in a cgroup outside the mesh, as its unit is."""
+    def start(self, *prefix: str, **env: str) -> Running:
+        """Start the supervisor, by `prefix` and its words; in a cgroup outside the mesh, as its
+        unit is."""
         outside = Cgroup(f"/{self.node.lab.id}/outside")
         self.opsd = self.node.start(
-            "moa-opsd", sys.executable, "-I", "-m", "installer.opsd", str(self.config),
+            "moa-opsd", *prefix, sys.executable, "-I", "-m", "installer.opsd", str(self.config),
             cgroup=outside, env=env,
         )  # fmt: skip
         return self.opsd
@@ -111,13 +112,13 @@ class World(Supervised):
         return running
 
 
-def start_world(lab: Lab) -> World:
+def start_world(lab: Lab, *prefix: str) -> World:
     """Two nodes, the mesh switched on, and an agent that serves."""
     a, b = lab.add_node("a"), lab.add_node("b")
     start_service(b, PORT, name="b")
     registry = static_registry(a.directory / "services.toml", {DEMO: [f"{b.ip4}:{PORT}"]})
     world = World(a, write_config(a, registry, OPS), b=b)
-    world.start()
+    world.start(*prefix)
     world.wait_serving()
     node = Node(a.root)
     node.add_scope(a.services)

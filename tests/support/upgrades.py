@@ -77,20 +77,40 @@ class Upgrades:
     node: LabNode
     config: Path
     serving: Generation
+    own_sockets: int
+    """Of an agent that has no clients yet and is connected with no other agent."""
     generations: list[Generation] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, node: LabNode, registry: str, extra: str = "", identity: str = "") -> Upgrades:
-        """Start the first one."""
+    def begin(
+        cls,
+        node: LabNode,
+        registry: str,
+        extra: str = "",
+        identity: str = "",
+        timeout_s: int = 60,
+    ) -> Upgrades:
+        """Start the first one; `timeout_s` is for the connections of an upgrade."""
         config = write_config(node, registry, extra, identity)
-        first = _start(node, config)
+        text = config.read_text().replace("[agent]", f"[agent]\nhandover_timeout_s = {timeout_s}")
+        config.write_text(text)
+        first = start_generation(node, config)
         first.process.wait_line('"ready"')
-        return cls(node, config, first, [first])
+        return cls(node, config, first, first.sockets(), [first])
 
     @property
     def agent(self) -> Agent:
         """The one that serves."""
         return Agent(self.node, self.config, self.serving.process)
+
+    def wait_requests(self, count: int) -> None:
+        """Until so many more have been served."""
+
+        def total() -> int:
+            return int(self.agent.status()["requests"]["total"])
+
+        wanted = total() + count
+        wait_until(lambda: total() >= wanted, 20, f"{count} requests more")
 
     def prepare(self, config: Path | None = None, prefix: Sequence[str] = ()) -> Generation:
         """Start a successor; returns when it says that it could take over."""
@@ -100,7 +120,7 @@ class Upgrades:
 
     def start_successor(self, config: Path | None = None, prefix: Sequence[str] = ()) -> Generation:
         path = ("--take-over", str(self.serving.entrance))
-        successor = _start(self.node, config or self.config, path, prefix)
+        successor = start_generation(self.node, config or self.config, path, prefix)
         self.generations.append(successor)
         return successor
 
@@ -118,10 +138,18 @@ class Upgrades:
         return self.give(self.prepare())
 
 
-def _start(
+def start_generation(
     node: LabNode, config: Path, options: Sequence[str] = (), prefix: Sequence[str] = ()
 ) -> Generation:
-    argv = [*prefix, sys.executable, "-I", "-m", "installer.agent", str(config), "--supervised"]
+    argv = [
+        *prefix,
+        sys.executable,
+        "-I",
+        "-m",
+        "installer.agent_start",
+        str(config),
+        "--supervised",
+    ]
     process = node.start("moa-agent", *argv, *options)
     try:
         link = LinkClient(node.directory / "run", process.pid)
@@ -130,8 +158,11 @@ def _start(
     return Generation(node, process, link)
 
 
-def wait_settled(generation: Generation, count: int) -> None:
-    """Until an agent has so many connections of clients."""
-    wait_until(
-        lambda: len(generation.conns()) == count, 20, f"{count} connections at {generation.pid}"
-    )
+def wait_no_leak(generation: Generation, own: int) -> None:
+    """Until an agent has its own sockets, one for each client and each upstream, and no other."""
+
+    def surplus() -> int:
+        upstreams = int(generation.client.status()["connections"]["upstream"])
+        return generation.sockets() - own - len(generation.conns()) - upstreams
+
+    wait_until(lambda: surplus() == 0, 10, f"no leak: {surplus()} of {generation.descriptors()}")

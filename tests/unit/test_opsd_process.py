@@ -294,6 +294,41 @@ def test_supervisor_killed_during_an_upgrade(world: OpsdWorld, stage: str) -> No
     assert world.record()["upgrade"] is None
 
 
+def test_stopped_during_an_upgrade(world: OpsdWorld) -> None:
+    """Both agents end, and the next start knows of no upgrade."""
+    lines = world.client.ask({"do": "upgrade", "to": str(world.environment("2")), "bake_s": 600})
+    next(line for line in lines if line["stage"] == "baking")
+    assert world.stop() == 0
+    wait_until(lambda: not world.pids_of_agents(), 10, "no agent and no keeper is left")
+    world.start()
+    assert world.wait_serving()["version"] == "1", "the new one was not confirmed"
+    assert world.record()["upgrade"] is None
+
+
+def test_agent_that_hangs_is_replaced(home: Path) -> None:
+    world = OpsdWorld(home, silent_s=3)
+    try:
+        world.confirm(world.environment("1"))
+        world.start()
+        first = world.wait_serving()
+        os.kill(first["pid"], signal.SIGSTOP)
+        wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 20, "another one")
+        assert "it says nothing" in world.words()
+    finally:
+        world.close()
+
+
+def test_agent_that_never_serves_is_replaced(home: Path) -> None:
+    world = OpsdWorld(home, start_s=3)
+    try:
+        world.confirm(world.environment("1", at={"start": ["hang", 1]}))
+        world.start()
+        world.wait_serving()
+        assert "it does not serve" in world.words()
+    finally:
+        world.close()
+
+
 def test_one_supervisor_at_a_time(world: OpsdWorld) -> None:
     first = world.process
     assert first is not None

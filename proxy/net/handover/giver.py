@@ -43,12 +43,14 @@ class GiveSettings:
     """Times in seconds.
 
     A connection has `patience_s` to settle, and twice as long each time it is tried again;
-    what has not moved after `deadline_s` stays here until it ends.
+    what has not moved after `deadline_s` stays here until it ends. The clients of a batch wait
+    for the other agent's answer, `answer_s` at most: then it counts as dead.
     """
 
     deadline_s: float = 60.0
     patience_s: float = 0.1
     patience_max_s: float = 10.0
+    answer_s: float = 5.0
 
 
 class Progress(NamedTuple):
@@ -69,6 +71,7 @@ class _Frozen:
 
 @dataclass(slots=True)
 class _Batch:
+    sent_s: float
     sessions: dict[int, Served] = field(default_factory=dict)
     upstreams: list[IdleUpstream] = field(default_factory=list)
 
@@ -142,7 +145,7 @@ class Giver:
 
     def _on_shared_accepted(self, why: str) -> None:
         if why:
-            self._fail(f"the other agent cannot take the listeners: {why}")
+            self._refuse(f"the other agent cannot take the listeners: {why}")
             return
         # The state first: who asks the other agent finds every count at least as high as here.
         state = self._side.state(is_last=False, with_table=self._needs_table)
@@ -164,6 +167,9 @@ class Giver:
             return
         now_s = self._loop.time()
         self._timer = self._loop.call_later(_TICK_S, self._tick)
+        if any(now_s - batch.sent_s > self._settings.answer_s for batch in self._batches.values()):
+            self._fail(f"the other agent did not answer in {self._settings.answer_s:g} s")
+            return
         if now_s >= self._deadline_s:
             self._give_up_waiting()
         for number, frozen in list(self._frozen.items()):
@@ -269,7 +275,7 @@ class Giver:
             self._send_batch()
 
     def _send_batch(self) -> None:
-        batch, moved, size, count = _Batch(), [], 0, 0
+        batch, moved, size, count = _Batch(self._loop.time()), [], 0, 0
         while self._ready and count <= MAX_DESCRIPTORS - 2 and size < _BATCH_BYTES:
             number, session = self._ready.popitem()
             if self._side.sessions.get(number) is not session:
@@ -314,7 +320,8 @@ class Giver:
                 for u in part
             ]
             descriptors = [u.sock.fileno() for u in part]
-            self._prepare(_Batch(upstreams=part), pb.Prepare(upstreams=found), descriptors)
+            batch = _Batch(self._loop.time(), upstreams=part)
+            self._prepare(batch, pb.Prepare(upstreams=found), descriptors)
 
     # What the taker says
 
@@ -385,8 +392,9 @@ class Giver:
     # When it does not happen
 
     def _refuse(self, why: str) -> None:
+        """Nothing has begun, and the other agent may try again."""
         self._channel.send(pb.Refuse(why=why))
-        self._fail(why)
+        self._finish(why)
 
     def _on_channel_lost(self, why: str) -> None:
         if self._has_ended:
