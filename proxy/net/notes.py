@@ -44,7 +44,6 @@ from proxy.net.spill import Spill
 from proxy.net.stream import Stream
 from proxy.net.totals import totals
 
-
 KEEP_MOST = 1024 * 1024
 """Of packets that have begun no more is kept than this, of one connection."""
 CLOSE_UP_AT = 4096
