@@ -105,6 +105,12 @@ def check(world: World, report: dict[str, Any], crashes: int = 1) -> dict[str, i
     return {kind: len(lines) for kind, lines in report["failed"].items()}
 
 
+def check_none_idempotent(report: dict[str, Any]) -> None:
+    """The next agent has sent those again, whatever the protocol."""
+    failed = [line for lines in report["failed"].values() for line in lines]
+    assert not [line for line in failed if line.startswith("get ")], failed
+
+
 KINDS = {"resp": 8, "piped": 4, "halves": 8, "slow": 8, "turbo": 4, "turbo9": 2, "raw": 4,
          "large": 2, "bulky": 2, "idle": 50}  # fmt: skip
 
@@ -120,6 +126,7 @@ def test_the_callers_agent_is_killed(world: World, measured: Measured) -> None:
     world.wait_executions(200)
     report = report_of(load)
     failed = check(world, report)
+    check_none_idempotent(report)
     measured(
         "callers' agent killed", connections=sum(KINDS.values()), adopted=said["connections"],
         reset=said["reset"], sent=sum(report["sent"].values()), failed=failed,
@@ -139,6 +146,7 @@ def test_one_agent_after_the_other_is_killed(world: World, measured: Measured) -
     world.wait_executions(100)
     report = report_of(load)
     failed = check(world, report, crashes=4)
+    check_none_idempotent(report)
     measured("four in a row", sent=sum(report["sent"].values()), reset=reset, failed=failed)
     assert reset == 0
 
@@ -165,6 +173,7 @@ def test_callers_without_an_agent(world: World, measured: Measured) -> None:
     world.wait_executions(200)
     report = report_of(load)
     failed = check(world, report)
+    check_none_idempotent(report)
     measured(
         "inbound, from a node without an agent", adopted=said["connections"], reset=said["reset"],
         reasons=said["reasons"], sent=sum(report["sent"].values()), failed=failed,
