@@ -13,7 +13,7 @@ say() { printf '\n##### [%s s] %s\n' "$SECONDS" "$*"; }
 
 # What systemd needs below its root, and then systemd; runs in the container's namespaces.
 boot() {
-    local name=$1 layers=$work/layers/$1 device
+    local name=$1 layers=$work/layers/$1
     mkdir -p "$layers/new" "$layers/work" "$layers/root"
     mount -t overlay overlay \
         -o "lowerdir=$work/root,upperdir=$layers/new,workdir=$layers/work" "$layers/root"
@@ -24,16 +24,18 @@ boot() {
     mount -t bpf bpf sys/fs/bpf
     mount -t tmpfs -o mode=755 tmpfs dev
     mount -t tmpfs -o mode=755 tmpfs run
-    for device in null zero full random urandom tty; do
-        touch "dev/$device"
-        mount --bind "/dev/$device" "dev/$device"
-    done
+    # Nodes of its own: systemd changes the modes of some.
+    mknod -m 666 dev/null c 1 3
+    mknod -m 666 dev/zero c 1 5
+    mknod -m 666 dev/full c 1 7
+    mknod -m 666 dev/random c 1 8
+    mknod -m 666 dev/urandom c 1 9
+    mknod -m 666 dev/tty c 5 0
+    mknod -m 666 dev/console c 1 3
     mkdir dev/pts dev/shm
     mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
     ln -s pts/ptmx dev/ptmx
     ln -s /proc/self/fd dev/fd
-    touch dev/console
-    mount --bind /dev/null dev/console
     mkdir -p vagrant moa/dist moa/samples old
     cp -a "$top"/vagrant/{demo.sh,guest} vagrant/
     cp "$top"/dist/moa-interceptor_*.deb moa/dist/
