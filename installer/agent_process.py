@@ -104,7 +104,8 @@ class AgentProcess:
         self._estate = estate
         self._keeping: Keeping | None = None
         self._handover: Handover | None = None
-        self._has_served = False
+        self.has_installed = True
+        """Whether the kernel has the programs of this version, as far as we know."""
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT, or until it is told to leave."""
@@ -343,12 +344,27 @@ class AgentProcess:
     def take_locks(self, locks: Mapping[str, int]) -> None:
         self._locks.take(locks)
 
+    def on_taking(self) -> None:
+        if not self.has_installed:
+            try:
+                self._install()
+            except InterceptorError as error:
+                raise ValueError(str(error)) from error
+
+    def on_staying(self) -> None:
+        """The other one may have put its programs into the kernel."""
+        self._install()
+
+    def _install(self) -> None:
+        report = self._node.install(kernel_settings(self._config))
+        self.has_installed = True
+        log.info("programs", changed=list(report.changed_programs))
+
     def on_serving(self) -> None:
         """All that makes us the node's agent for others to see."""
-        if self._has_served:
-            # The other agent may have put programs of its own version into the kernel.
-            self._node.install(kernel_settings(self._config))
-        self._has_served = True
+        if not self.has_installed:
+            # The agent that served until now may have been of another version.
+            self._install()
         self.role = Role.SERVING
         self._locks.claim()
         if self._keeping is not None:
@@ -370,6 +386,7 @@ class AgentProcess:
 
     def on_resting(self) -> None:
         self.role = Role.RETIRED
+        self.has_installed = False
         if self._keeping is not None:
             self._keeping.name({})
         self._entrance.close()

@@ -1,7 +1,7 @@
 """The supervisor's control socket, `<agent.runtime_dir>/opsd.sock`, for root alone.
 
-One line of JSON asks, `{"do": "upgrade", "to": …}`, `rollback`, `restart` or `status`; lines of
-JSON answer, the last of them with `"done": true`. Who goes away stops nothing.
+One line of JSON asks, `{"do": "upgrade", "to": …}`, `rollback`, `restart`, `start` or `status`;
+lines of JSON answer, the last of them with `"done": true`. Who goes away stops nothing.
 """
 
 from __future__ import annotations
@@ -107,6 +107,10 @@ class Control:
         if do == "status":
             _send(writer, {"event": "status", **status(self._supervisor), "done": True})
             return
+        if do == "start":
+            started = self._supervisor.start_now()
+            _send(writer, {"event": "start", "started": started, "done": True})
+            return
         wanted = Outcome.UPGRADED
         if do == "rollback":
             upgrading, wanted = self._roll_back(asked)
@@ -115,7 +119,8 @@ class Control:
             upgrading = self._upgrade(to, asked)
         else:
             raise Refusal(
-                f"expected upgrade, rollback, restart or status, saw {do!r}", "upgrade it"
+                f"expected upgrade, rollback, restart, start or status, saw {do!r}",
+                "moactl agent --help",
             )
         await _stream(upgrading, wanted, writer)
 

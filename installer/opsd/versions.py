@@ -168,6 +168,14 @@ def load(state_dir: Path) -> Record:
         return Record()
 
 
+def to_start(state_dir: Path) -> Path:
+    """The environment last confirmed, while it is there, or our own."""
+    recorded = load(state_dir).current
+    if recorded is not None and has_agent(Path(recorded)):
+        return Path(recorded)
+    return own_environment()
+
+
 def save(state_dir: Path, record: Record) -> None:
     """Replace it as a whole; without a state directory we only forget sooner."""
     path = state_dir / RECORD

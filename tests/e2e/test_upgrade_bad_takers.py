@@ -98,8 +98,8 @@ def node(module_node: Node) -> Iterator[Node]:
     wait_until(
         lambda: serving.client.status()["requests"]["total"] > before + IDLE + 50, 20, "a load"
     )
-    with FarResp.on(module_node.a, module_node.b.ip4, PORT) as client:
-        assert client.call(request("echo", 1))["result"] == 1
+    with FarResp.on(module_node.a, module_node.b.ip4, PORT) as fresh:
+        assert fresh.call(request("echo", 1))["result"] == 1
 
 
 def _silent(node: Node) -> None:
@@ -116,9 +116,8 @@ def _other_magic(node: Node) -> None:
 def _newer_only(node: Node) -> None:
     peer = node.dial()
     peer.hello(min_version=2, max_version=9)
-    last = peer.wait_gone()[-1]
-    assert last.type is FrameType.REFUSE
-    assert "versions 2 to 9" in last.message.why
+    assert "versions 2 to 9" in peer.wait(FrameType.REFUSE).why
+    peer.wait_gone()
 
 
 def _older_only(node: Node) -> None:
@@ -159,9 +158,7 @@ def _cannot_take_listeners(node: Node) -> None:
     peer = node.offer()
     peer.wait(FrameType.SHARED)
     peer.send(pb.Accepted(batch=0, why="no room"))
-    received = peer.next()
-    assert received.type is FrameType.REFUSE
-    assert "no room" in received.message.why
+    assert "no room" in peer.wait(FrameType.REFUSE).why
     peer.close()
 
 
@@ -185,11 +182,11 @@ def _dies_with_a_batch(node: Node) -> None:
 def _takes_nothing(node: Node) -> None:
     """Each connection is refused by itself: all of them stay."""
     peer = node.accept_shared()
-    while (received := peer.next()).type is not FrameType.DONE:
-        if isinstance(received.message, pb.Prepare):
-            peer.send(pb.Accepted(batch=received.message.batch, why="no wish to"))
-    assert received.message.moved == 0
-    assert received.message.left >= IDLE
+    while not isinstance(message := peer.next().message, pb.Done):
+        if isinstance(message, pb.Prepare):
+            peer.send(pb.Accepted(batch=message.batch, why="no wish to"))
+    assert message.moved == 0
+    assert message.left >= IDLE
     peer.close()
 
 

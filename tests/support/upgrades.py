@@ -11,8 +11,11 @@ from typing import Any
 
 from installer.client import AgentClient, own_socket_name
 from tests.support.agents import Agent, write_config
-from tests.support.lab import LabNode, Running, wait_until
+from tests.support.handover_peer import HandoverPeer
+from tests.support.lab import REPO, LabNode, Running, wait_until
 from tests.support.link_client import LinkClient
+
+OTHER_PROGRAMS = REPO / "tests/e2e/clients/other_programs.py"
 
 
 @dataclass(slots=True)
@@ -124,6 +127,20 @@ class Upgrades:
         self.generations.append(successor)
         return successor
 
+    def start_other(self, programs: Path) -> Generation:
+        """A successor of a version with these programs."""
+        argv = [str(OTHER_PROGRAMS), str(programs), str(self.config), "--supervised"]
+        path = ("--take-over", str(self.serving.entrance))
+        process = self.node.start("other-agent", sys.executable, *argv, *path)
+        link = LinkClient(self.node.directory / "run", process.pid)
+        successor = Generation(self.node, process, link)
+        self.generations.append(successor)
+        return successor
+
+    def wait_free(self) -> None:
+        """Until the one that serves has noticed that a successor has gone."""
+        HandoverPeer.dial_when_free(self.serving.entrance).close()
+
     def give(self, successor: Generation) -> Generation:
         """Let the one that serves give everything to `successor`; returns the retired one."""
         before = self.serving
@@ -163,6 +180,7 @@ def wait_no_leak(generation: Generation, own: int) -> None:
 
     def surplus() -> int:
         upstreams = int(generation.client.status()["connections"]["upstream"])
+        upstreams += sum(p["connections"] for p in generation.client.conns()["peers"])
         return generation.sockets() - own - len(generation.conns()) - upstreams
 
     wait_until(lambda: surplus() == 0, 10, f"no leak: {surplus()} of {generation.descriptors()}")

@@ -114,6 +114,7 @@ class Giver:
         self._total = 0
         self._left: set[int] = set()
         self._needs_table = False
+        self._has_shared = False
         self._has_stepped_back = False
         self._gave_upstreams = False
         self._has_ended = False
@@ -140,6 +141,7 @@ class Giver:
         shared = self._side.shared()
         message = pb.Shared(names=list(shared), next_number=self._side.next_number)
         self._channel.send(message, list(shared.values()))
+        self._has_shared = True
         self._deadline_s = self._loop.time() + self._settings.deadline_s
         self._timer = self._loop.call_later(self._settings.deadline_s, self._give_up_waiting)
 
@@ -394,6 +396,10 @@ class Giver:
     def _refuse(self, why: str) -> None:
         """Nothing has begun, and the other agent may try again."""
         self._channel.send(pb.Refuse(why=why))
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._has_shared:
+            self._side.stay()
         self._finish(why)
 
     def _on_channel_lost(self, why: str) -> None:
@@ -426,9 +432,10 @@ class Giver:
         self._batches.clear()
         self._waiting.clear()
         self._unacknowledged = 0
-        self._side.keep_state()
         if self._has_stepped_back:
             self._side.step_forward()
+        elif self._has_shared:
+            self._side.stay()
         self._finish(why)
 
     def _finish(self, why: str | None) -> None:
