@@ -245,6 +245,8 @@ class Possession:
                 moved.client.close()
                 continue
             app.front.begin(moved.number)
+        if found.arrived is not None:
+            app.serve_arrived(*found.arrived)
         return found
 
     def _speaks_moa(self, moved: Moved) -> bool:

@@ -79,15 +79,15 @@ def world(lab: Lab) -> Iterator[World]:
 
 
 def report_of(load: Running) -> dict[str, Any]:
-    load.stop(60)
+    load.stop(90)
     report: dict[str, Any] = json.loads(load.output.splitlines()[-1])
     return report
 
 
 def check(world: World, report: dict[str, Any], crashes: int = 1) -> dict[str, int]:
     """One answer to each request, and no connection lost; how many failed, by kind."""
-    assert not report["lost"], report["lost"]
     executed = world.executed
+    assert not report["lost"], report["lost"]
     for kind, sent in report["sent"].items():
         assert sum(report["answers"][kind].values()) == sent, kind
     for lines in report["failed"].values():

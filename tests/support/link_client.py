@@ -59,6 +59,9 @@ class LinkClient:
                 word = word["last"]  # said before we came
             if word["say"] in says:
                 return word
+            last: Word | None = word.get("last") if word["say"] == "hello" else None
+            if last is not None and last["say"] in says:
+                return last  # It was said before we were there.
 
     def close(self) -> None:
         self._sock.close()

@@ -35,11 +35,12 @@ class World:
     config: Path
     opsd: Running | None = None
 
-    def start(self, **env: str) -> Running:
-        """Start the supervisor; in a cgroup outside the mesh, as its unit is."""
+    def start(self, *prefix: str, **env: str) -> Running:
+        """Start the supervisor, by `prefix` and its words; in a cgroup outside the mesh, as its
+        unit is."""
         outside = Cgroup(f"/{self.a.lab.id}/outside")
         self.opsd = self.a.start(
-            "moa-opsd", sys.executable, "-I", "-m", "installer.opsd", str(self.config),
+            "moa-opsd", *prefix, sys.executable, "-I", "-m", "installer.opsd", str(self.config),
             cgroup=outside, env=env,
         )  # fmt: skip
         return self.opsd
@@ -101,13 +102,13 @@ class World:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def start_world(lab: Lab) -> World:
+def start_world(lab: Lab, *prefix: str) -> World:
     """Two nodes, the mesh switched on, and an agent that serves."""
     a, b = lab.add_node("a"), lab.add_node("b")
     start_service(b, PORT, name="b")
     registry = static_registry(a.directory / "services.toml", {DEMO: [f"{b.ip4}:{PORT}"]})
     world = World(a, b, write_config(a, registry, OPS))
-    world.start()
+    world.start(*prefix)
     world.wait_serving()
     node = Node(a.root)
     node.add_scope(a.services)

@@ -16,11 +16,10 @@ import pytest
 
 from installer.config import Config
 from installer.config_ops import Ops
-from installer.opsd import estates, systemd, versions
+from installer.opsd import estates, versions
 from installer.opsd.health import Beat, GateLimits, Health, Pulse, unwell
 from installer.opsd.restarts import Circuit, Restarts, RestartTimes
 from installer.opsd.settings import OpsdSettings, OpsSettings, SettingsError, read
-from installer.opsd.systemd import Notifier
 from installer.opsd.versions import Record, VersionError
 from tests.support.scripted_agent import make_environment
 
@@ -260,46 +259,3 @@ def test_names_of_the_dead_are_cleaned_and_others_stay(tmp_path: Path) -> None:
 
 async def test_release_of_nobody(tmp_path: Path) -> None:
     await estates.release(tmp_path, 1)
-
-
-# systemd
-
-
-def test_words_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(str(path))
-        sock.settimeout(5)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
-        monkeypatch.setenv("WATCHDOG_USEC", "3000000")
-        notifier = Notifier()
-        assert notifier.watchdog_s == 1.5
-        notifier.ready()
-        notifier.ready()
-        notifier.status("one")
-        notifier.status("one")
-        notifier.store("control", 1)
-        notifier.remove("control")
-        assert [sock.recv(100) for _ in range(2)] == [b"READY=1", b"STATUS=one"]
-        words, fds, _, _ = socket.recv_fds(sock, 100, 4)
-        assert words == b"FDSTORE=1\nFDNAME=control\nFDPOLL=0"
-        assert os.path.sameopenfile(fds[0], 1)
-        os.close(fds[0])
-        assert sock.recv(100) == b"FDSTOREREMOVE=1\nFDNAME=control"
-        notifier.close()
-
-
-def test_without_systemd_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    notifier = Notifier()
-    notifier.ready()
-    notifier.store("x", 1)
-    assert notifier.watchdog_s is None
-
-
-def test_what_systemd_stored_is_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LISTEN_FDS", "2")
-    monkeypatch.setenv("LISTEN_PID", "1")
-    assert systemd.stored() == {}
-    assert "LISTEN_FDS" not in os.environ
