@@ -12,7 +12,8 @@ fail() {
 python=.venv/bin/python
 tree=build/package
 home=$tree/usr/lib/moa-interceptor
-version=$("$python" -c 'from importlib.metadata import version; print(version("moa-interceptor"))')
+# Isolated: an egg-info of another version may lie here.
+version=$("$python" -I -c 'from importlib.metadata import version; print(version("moa-interceptor"))')
 system=$(/usr/bin/python3 -c 'import sys; print("{}.{}".format(*sys.version_info))')
 ours=$("$python" -c 'import sys; print("{}.{}".format(*sys.version_info))')
 [ "$system" = "$ours" ] ||

@@ -105,19 +105,15 @@ def _run(
     estate: Estate | None,
 ) -> None:
     cgroup = Cgroup.of(config.agent.cgroup)
-    report = node.install(kernel_settings(config))
+    is_successor = start.take_over is not None and node.is_installed() and cgroup.exists()
+    if not is_successor:
+        _install(node, config)
     # Before the first socket: sockets keep the cgroup that they were created in.
     cgroup.add(os.getpid())
     join_keeper(cgroup)
-    log.info(
-        "installed",
-        root=str(config.bpf.root),
-        fresh=report.fresh,
-        changed=list(report.changed_programs),
-        missing_hooks=list(report.missing_hooks),
-    )
     with node.maps() as maps:
         process = AgentProcess(config, config_path, settings, node, maps, locks, start, estate)
+        process.has_installed = not is_successor
         try:
             uvloop.run(process.run())
         except ExceptionGroup as group:
@@ -127,6 +123,17 @@ def _run(
             raise group.exceptions[0] from None
         finally:
             _leave_cgroup(node, cgroup)
+
+
+def _install(node: Node, config: Config) -> None:
+    report = node.install(kernel_settings(config))
+    log.info(
+        "installed",
+        root=str(config.bpf.root),
+        fresh=report.fresh,
+        changed=list(report.changed_programs),
+        missing_hooks=list(report.missing_hooks),
+    )
 
 
 def _make_directories(config: Config) -> None:

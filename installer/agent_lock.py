@@ -26,6 +26,8 @@ class AgentLocks:
         self._path = runtime_dir / LOCK_NAME
         self._node = node
         self._fds: dict[str, int] = {}
+        self._is_ours = False
+        """Whether it was ever this process that served."""
 
     def acquire(self) -> None:
         """Be the one agent; raises `Busy` with the other's process id."""
@@ -66,12 +68,15 @@ class AgentLocks:
 
     def claim(self) -> None:
         """Write down that it is this process which serves."""
+        self._is_ours = True
         fd = self._fds[LOCK_NAME]
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Be the agent no more; another may come."""
+        """Be the agent no more; another may come. Who never served just lets go."""
+        if not self._is_ours:
+            self.leave()
         fds, self._fds = self._fds, {}
         if fds:
             os.close(fds[LOCK_NAME])

@@ -104,7 +104,8 @@ class AgentProcess:
         self._estate = estate
         self._keeping: Keeping | None = None
         self._handover: Handover | None = None
-        self._has_served = False
+        self.has_installed = True
+        """Whether the kernel has the programs of this version, as far as we know."""
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT, or until it is told to leave."""
@@ -198,15 +199,24 @@ class AgentProcess:
             task.cancel()
 
     async def _end(self, group: asyncio.TaskGroup) -> None:
+        if self.role is Role.RETIRED and self._handover is not None:
+            await self._handover.wait_given()
         if self.role is not Role.SERVING:
             # Another agent serves, or the one before this one still does.
             self._locks.leave()
+            if self._app.sessions:
+                await self._app.drain(self._config.agent.drain_timeout_s)
             self._app.close()
             return
         self._entrance.close()
         if self._handover is not None:
-            # What is half given stays here, and is drained.
+            # What is half given stays here, and is drained. A retired one serves from now on:
+            # it opens the gate once it is left alone, and we touch it no more.
+            self._gate.shut()
+            self._gate.rest()
             self._handover.abandon()
+            if self._handover.is_shared:
+                self._locks.leave()
         log.info("draining", connections=len(self._app.sessions))
         withdrawal = group.create_task(self._announcer.withdraw())
         await self._app.drain(self._config.agent.drain_timeout_s)
@@ -225,10 +235,20 @@ class AgentProcess:
             self._on_other_gone(why)
 
         sock = await handover.connect(path)
-        self._handover = Handover(sock, self._possession, self._give_settings(), self._say, on_gone)
-        await _first(gone, self._handover.is_greeted, self._stop)
+        other = Handover(sock, self._possession, self._give_settings(), self._say, on_gone)
+        self._handover = other
+
+        def on_refused(why: str) -> None:
+            if self.role is Role.STARTING:
+                other.close()
+                on_gone(f"the other agent refuses: {why}")
+            else:
+                other.offer()
+
+        other.on_refused = on_refused
+        await _first(gone, other.is_greeted, self._stop)
         if not gone.done() and not self._stop.is_set():
-            self._handover.offer()
+            other.offer()
             self._say({"say": "ready"})
             await _first(gone, self._serves, self._stop)
         if self.role is not Role.SERVING and not self._stop.is_set():
@@ -333,12 +353,27 @@ class AgentProcess:
     def take_locks(self, locks: Mapping[str, int]) -> None:
         self._locks.take(locks)
 
+    def on_taking(self) -> None:
+        if not self.has_installed:
+            try:
+                self._install()
+            except InterceptorError as error:
+                raise ValueError(str(error)) from error
+
+    def on_staying(self) -> None:
+        """The other one may have put its programs into the kernel."""
+        self._install()
+
+    def _install(self) -> None:
+        report = self._node.install(kernel_settings(self._config))
+        self.has_installed = True
+        log.info("programs", changed=list(report.changed_programs))
+
     def on_serving(self) -> None:
         """All that makes us the node's agent for others to see."""
-        if self._has_served:
-            # The other agent may have put programs of its own version into the kernel.
-            self._node.install(kernel_settings(self._config))
-        self._has_served = True
+        if not self.has_installed:
+            # The agent that served until now may have been of another version.
+            self._install()
         self.role = Role.SERVING
         self._locks.claim()
         if self._keeping is not None:
@@ -360,6 +395,7 @@ class AgentProcess:
 
     def on_resting(self) -> None:
         self.role = Role.RETIRED
+        self.has_installed = False
         if self._keeping is not None:
             self._keeping.name({})
         self._entrance.close()

@@ -67,11 +67,15 @@ class Handover:
         self.is_ready = False
         """Whether the other agent can take."""
         self.is_greeted = asyncio.Event()
+        self.is_shared = False
+        """Whether the other agent has the listeners and the locks, too."""
         self._loop = asyncio.get_running_loop()
         self._possession = possession
         self._settings = settings
         self._tell = tell
         self._on_gone = on_gone
+        self.on_refused: Callable[[str], None] = lambda _why: self.offer()
+        """The other agent gives nothing, and lives: offer again, or go."""
         self._channel = Channel(self._loop, sock)
         self._ready: pb.Ready | None = None
         self._is_asked = False
@@ -79,6 +83,8 @@ class Handover:
         self._giver: Giver | None = None
         self._taker: Taker | None = None
         self._progress_s = 0.0
+        self._has_given = asyncio.Event()
+        self._has_given.set()
         self._listen()
         self._channel.start()
         self._timer = self._loop.call_later(GREETING_S, self._on_silence)
@@ -98,9 +104,9 @@ class Handover:
         self._channel.on_lost = self._on_lost
 
     def _on_silence(self) -> None:
-        if not self.is_greeted.is_set():
-            self._channel.close()
-            self._on_lost(f"no HELLO within {GREETING_S:g} s")
+        awaited = "READY" if self.is_greeted.is_set() else "HELLO"
+        self._channel.close()
+        self._on_lost(f"no {awaited} within {GREETING_S:g} s")
 
     def _on_frame(self, received: Received, fds: list[int] | None) -> None:
         message = received.message
@@ -112,6 +118,7 @@ class Handover:
             self._channel.close()
             self._on_lost(f"the other agent refuses: {message.why}")
         elif isinstance(message, pb.Ready) and self.is_greeted.is_set():
+            self._timer.cancel()
             self._ready = message
             self.is_ready = True
             self._begin()
@@ -136,7 +143,6 @@ class Handover:
             return
         self._channel.version = settled
         self._mesh_state = hello.mesh_state
-        self._timer.cancel()
         self.is_greeted.set()
 
     # Giving
@@ -149,6 +155,7 @@ class Handover:
     def _begin(self) -> None:
         if not self._is_asked or self._ready is None or self._giver is not None:
             return
+        self._has_given.clear()
         ready, self._ready = self._ready, None
         self.is_ready = self._is_asked = False
         self._giver = Giver(
@@ -162,9 +169,9 @@ class Handover:
         self._giver.max_mesh_state = min(self._mesh_state, STATE_FORMAT)
         self._giver.start(ready.descriptors, needs_table=ready.needs_table)
 
-    @property
-    def is_giving(self) -> bool:
-        return self._giver is not None
+    async def wait_given(self) -> None:
+        """Until what is being given is given, or is not."""
+        await self._has_given.wait()
 
     def _on_progress(self, progress: Progress) -> None:
         now_s = self._loop.time()
@@ -176,6 +183,8 @@ class Handover:
     def _on_given(self, why: str | None) -> None:
         giver, self._giver = self._giver, None
         assert giver is not None
+        self._has_given.set()
+        self.is_shared = self.is_shared or why is None
         if why is None:
             progress = giver.progress
             self._tell({"say": "given", "moved": progress.moved, "left": progress.left})
@@ -191,11 +200,13 @@ class Handover:
 
     def offer(self) -> None:
         """Be ready to take everything that the other agent has."""
+        self._timer.cancel()
         taker = Taker(self._loop, self._channel, self._possession, self._on_serving, self._on_taken)
         self._taker = taker
         taker.start(_free_descriptors())
 
     def _on_serving(self) -> None:
+        self.is_shared = True
         log.info("took the listeners over")
 
     def _on_taken(self, why: str | None) -> None:
@@ -205,6 +216,8 @@ class Handover:
             self._listen()
         if why is None:
             self._tell({"say": "taken", "moved": taker.moved})
+        elif self._channel.is_open:
+            self.on_refused(why)
         elif taker.is_serving:
             log.warning("the other agent was lost halfway", reason=why, moved=taker.moved)
         if not self._channel.is_open:

@@ -33,7 +33,7 @@ MAGIC = int.from_bytes(b"MOABOARD", "little")
 LAYOUT = 1
 NAMES_AT, NAME_SIZE, NAMES = 512, 64, 48
 DIRECTORY_AT, ENTRY_SIZE = 4096, 16
-_HEAD = struct.Struct("=5Q")
+_HEAD = struct.Struct("=6Q")
 _PAGE = 64 * 1024
 _M24 = 0xFFFFFF
 
@@ -180,7 +180,7 @@ class _Watch:
         self._poll.register(self._listener, select.POLLIN)
 
     def _has_ended_in_peace(self) -> bool:
-        _magic, _layout, ended, _inlet, _slots = self._head()
+        _magic, _layout, ended, *_ = self._head()
         return bool(ended)
 
     def _head(self) -> tuple[int, ...]:
@@ -209,7 +209,7 @@ class _Watch:
             return True
         if wish != "estate":
             raise _Gone
-        if is_alive and not _is_dead(self._pidfd):
+        if is_alive and not select.select([self._pidfd], [], [], 0)[0]:
             _say(asker, {"say": "refused", "why": f"the agent, process {self._agent}, lives"})
             return False
         return self._give(asker)
@@ -251,10 +251,12 @@ class _Watch:
 
     def _connections(self) -> set[int]:
         """Every descriptor that belongs to a connection."""
-        magic, layout, _ended, _inlet, slots = self._head()
+        magic, layout, _ended, _inlet, slots, arriving = self._head()
         found: set[int] = set()
         if magic != MAGIC or layout != LAYOUT:
             return found
+        if arriving:
+            found.add((arriving & 0xFFFFFFFF) - 1)
         end = DIRECTORY_AT + slots * ENTRY_SIZE
         for at in range(DIRECTORY_AT, end, _PAGE):
             page = os.pread(self._board, min(_PAGE, end - at), at)
@@ -274,12 +276,6 @@ def _may_ask(asker: socket.socket) -> bool:
     credentials = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     _pid, uid, _gid = struct.unpack("=iII", credentials)
     return uid in (0, os.geteuid())
-
-
-def _is_dead(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _is_open(descriptor: int) -> bool:

@@ -48,6 +48,10 @@ class OpsClient:
         """How things stand."""
         return list(self.ask({"do": "status"}))[-1]
 
+    def start(self) -> bool:
+        """Have an agent started now; False when there is one."""
+        return bool(list(self.ask({"do": "start"}))[-1]["started"])
+
     def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(self._silent_s)

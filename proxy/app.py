@@ -136,6 +136,7 @@ class ProxyApp:
         self.metrics = Metrics()
         self._loop = asyncio.get_running_loop()
         self._gate = gate
+        self._board = board
         self._is_local = is_local
         self._shut = False
         self._is_resting = False
@@ -202,7 +203,8 @@ class ProxyApp:
         }
         for sock, on_accept in accept.items():
             if sock is not None:
-                acceptor = Acceptor(self._loop, sock, on_accept, self._on_accept_error)
+                serve = self._noted(on_accept)
+                acceptor = Acceptor(self._loop, sock, serve, self._on_accept_error)
                 acceptor.start()
                 self._acceptors.append(acceptor)
         self._gate.open(self.listeners)
@@ -300,6 +302,23 @@ class ProxyApp:
         return LOOP_GUARD6 if ":" in address.host else LOOP_GUARD4
 
     # Connections
+
+    def _noted(self, serve: Callable[[socket.socket], None]) -> Callable[[socket.socket], None]:
+        """`serve`, and on the board stands who has come while it is in no session yet."""
+        board, way = self._board, int(serve == self._on_inbound)
+        if board is None:
+            return serve
+
+        def noted(sock: socket.socket) -> None:
+            board.arriving(sock.fileno(), way)
+            serve(sock)
+            board.arrived()
+
+        return noted
+
+    def serve_arrived(self, way: int, sock: socket.socket) -> None:
+        """Serve who had come to an agent that died, by the way that is on its board."""
+        (self._on_inbound if way else self._on_outbound)(sock)
 
     def _on_outbound(self, sock: socket.socket) -> None:
         original = original_destination(sock)

@@ -21,6 +21,7 @@ from proxy.net.moved import Moved
 from proxy.net.pools import Pools
 from proxy.net.served import Served
 from proxy.registry.member import BadMember, format_member, parse_member
+from proxy.wire.mesh import StateError
 
 _OWN = ("outbound4", "outbound6", "inbound4", "inbound6")
 _DOOR = "door "
@@ -39,6 +40,13 @@ class Surroundings(Protocol):
 
     def take_locks(self, locks: Mapping[str, int]) -> None:
         """Those of the other agent, ours from now on; held together with it, if it lives."""
+
+    def on_taking(self) -> None:
+        """This agent is about to serve: bring the kernel to its version. Raises ValueError when
+        that cannot be, and then nothing has changed."""
+
+    def on_staying(self) -> None:
+        """Another agent was about to serve, and does not; this one does."""
 
     def on_serving(self) -> None:
         """This agent serves now."""
@@ -84,7 +92,7 @@ class Possession:
         self._surroundings.on_resting()
 
     def step_forward(self) -> None:
-        self.keep_state()
+        self._keep_state()
         self._app.resume()
         self._surroundings.on_serving()
 
@@ -104,7 +112,12 @@ class Possession:
                 parts["table"] = _table_text(app.registry.table)
         return {name: json.dumps(part).encode() for name, part in parts.items()}
 
-    def keep_state(self) -> None:
+    def stay(self) -> None:
+        self._keep_state()
+        self._surroundings.on_staying()
+
+    def _keep_state(self) -> None:
+        """What was told was lost with the other agent: count on from there."""
         self._app.metrics.take_back()
         self._told_recv = 0
 
@@ -129,6 +142,7 @@ class Possession:
         missing = {"outbound4", "inbound4"} - shared.keys()
         if missing:
             raise ValueError(f"no listener {', '.join(sorted(missing))}")
+        self._surroundings.on_taking()
         locks = dict(shared)
         own = {name: _socket(locks.pop(name)) for name in _OWN if name in locks}
         self._listeners = Listeners(
@@ -139,8 +153,14 @@ class Possession:
             for name in list(locks)
             if name.startswith(_DOOR)
         }
+        try:
+            self._surroundings.take_locks(locks)
+        except ValueError:
+            for sock in (*own.values(), *self._door.values()):
+                sock.detach()
+            self._listeners, self._door = None, {}
+            raise
         self._app.front.begin_at(next_number)
-        self._surroundings.take_locks(locks)
 
     def serve(self) -> None:
         app = self._app
@@ -195,11 +215,16 @@ class Possession:
             self._app.use_table(_parsed_table(exported))
 
     def adopt(self, moved: Moved) -> None:
+        if moved.client.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ValueError(f"connection {moved.number} is no TCP connection")
         try:
             peer = self._app.peer_of(moved)
         except OSError as error:
             raise ValueError(f"connection {moved.number} has ended: {error.strerror}") from None
-        self._app.front.adopt(moved, peer)
+        try:
+            self._app.front.adopt(moved, peer)
+        except StateError as error:
+            raise ValueError(f"connection {moved.number}: {error}") from None
         if moved.caller is not None:
             self._app.door.know(moved.number)
 
@@ -220,6 +245,8 @@ class Possession:
                 moved.client.close()
                 continue
             app.front.begin(moved.number)
+        if found.arrived is not None:
+            app.serve_arrived(*found.arrived)
         return found
 
     def _speaks_moa(self, moved: Moved) -> bool:

@@ -145,7 +145,7 @@ agent_dies() {
     passed "the agent is killed -9: calls go on" "$seen"
     eventually "another agent serves" other_agent "$pid"
     eventually "calls are routed" answers_with node-a: "$address_b"
-    passed "systemd starts it again: calls are routed" "$(answers "$dead" 4 mesh)"
+    passed "another is started: calls are routed" "$(answers "$dead" 4 mesh)"
 }
 
 upgrade() {

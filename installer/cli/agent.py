@@ -1,8 +1,9 @@
-"""`moactl agent run|upgrade|rollback|restart|status|versions`."""
+"""`moactl agent run|upgrade|restart|rollback|start|status|versions`."""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from installer.cli.failure import Failure
 from installer.cli.output import Facts, Table, duration, emit
 from installer.cli.session import Session, pass_session, shared_options
 from installer.ops_client import OpsClient, SupervisorNotRunning
+
+_SOON_S = 0.5
+"""A start that is further away than this is after another crash."""
 
 
 @click.group()
@@ -97,6 +101,27 @@ def rollback(session: Session, bake_s: float | None) -> None:
     an upgrade to the previous version.
     """
     _follow(session, "agent.rollback/1", {"do": "rollback", "bake_s": bake_s})
+
+
+@agent.command()
+@shared_options
+@pass_session
+def start(session: Session) -> None:
+    """Start an agent now, where the supervisor waits after crashes.
+
+    An open circuit is tried at once. Not an error when an agent runs already.
+    """
+    client = _client(session)
+    started = client.start()
+    deadline_s = time.monotonic() + session.config().ops.start_s
+    while not (serving := [a["pid"] for a in client.status()["agents"] if a["state"] == "serving"]):
+        seen = client.status()
+        if time.monotonic() > deadline_s or (seen["next_start_s"] or 0.0) > _SOON_S:
+            why = seen["last_crash"] or "it does not serve yet"
+            raise Failure(f"no agent serves: {why}", "journalctl -u moa-opsd; moactl doctor")
+        time.sleep(0.05)
+    sentence = f"agent {serving[0]} {'serves now' if started else 'serves already'}"
+    emit(session, "agent.start/1", {"started": started, "pid": serving[0]}, sentence)
 
 
 @agent.command()

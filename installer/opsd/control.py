@@ -1,7 +1,7 @@
 """The supervisor's control socket, `<agent.runtime_dir>/opsd.sock`, for root alone.
 
-One line of JSON asks, `{"do": "upgrade", "to": …}`, `rollback`, `restart` or `status`; lines of
-JSON answer, the last of them with `"done": true`. Who goes away stops nothing.
+One line of JSON asks, `{"do": "upgrade", "to": …}`, `rollback`, `restart`, `start` or `status`;
+lines of JSON answer, the last of them with `"done": true`. Who goes away stops nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ NAME = "opsd.sock"
 STORED = "control"
 
 _MAX_LINE = 64 * 1024
+_MAX_WAITING = 64
+"""Lines that a caller has not read; beyond them only what is no mere progress is kept."""
 _ASK_S = 10.0
 _STATUS_STEP = "moactl agent status"
 
@@ -105,6 +107,10 @@ class Control:
         if do == "status":
             _send(writer, {"event": "status", **status(self._supervisor), "done": True})
             return
+        if do == "start":
+            started = self._supervisor.start_now()
+            _send(writer, {"event": "start", "started": started, "done": True})
+            return
         wanted = Outcome.UPGRADED
         if do == "rollback":
             upgrading, wanted = self._roll_back(asked)
@@ -113,7 +119,8 @@ class Control:
             upgrading = self._upgrade(to, asked)
         else:
             raise Refusal(
-                f"expected upgrade, rollback, restart or status, saw {do!r}", "upgrade it"
+                f"expected upgrade, rollback, restart, start or status, saw {do!r}",
+                "moactl agent --help",
             )
         await _stream(upgrading, wanted, writer)
 
@@ -170,7 +177,12 @@ async def _stream(upgrading: Upgrading, wanted: Outcome, writer: asyncio.StreamW
     """Every line until the last, or until the caller goes away; one that does not read loses
     what is between."""
     lines: asyncio.Queue[Line] = asyncio.Queue()
-    subscriber = Subscriber(lines.put_nowait, wanted)
+
+    def tell(line: Line) -> None:
+        if line["event"] != "progress" or lines.qsize() < _MAX_WAITING:
+            lines.put_nowait(line)
+
+    subscriber = Subscriber(tell, wanted)
     upgrading.subscribe(subscriber)
     try:
         while True:

@@ -26,6 +26,7 @@ from interceptor.errors import InterceptorError
 
 DEFAULT_PATH = Path("/etc/moa/agent.toml")
 LOCK = "opsd.lock"
+_PEERS_AGAIN_S = 5.0
 
 log = structlog.get_logger("opsd")
 
@@ -113,8 +114,16 @@ def _on_hangup(supervisor: Supervisor, stop: asyncio.Event) -> None:
 
 
 async def _keep_peers(settings: OpsdSettings) -> None:
-    if settings.peer.listen:
-        # Late: a node without peers is spared it.
-        from installer.peering import peer_keeper
+    """Whatever goes wrong with peers is no reason to leave the agent alone."""
+    if not settings.peer.listen:
+        return
+    # Late: a node without peers is spared it.
+    from installer.peering import peer_keeper
 
-        await peer_keeper(settings.peer).run()
+    while True:
+        try:
+            await peer_keeper(settings.peer).run()
+            return
+        except Exception:
+            log.exception("peers are not kept", again_in_s=_PEERS_AGAIN_S)
+        await asyncio.sleep(_PEERS_AGAIN_S)

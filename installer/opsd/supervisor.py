@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from installer import agent_lock
 from installer.opsd import ending, estates, recovery, versions
 from installer.opsd.agent import Agent
 from installer.opsd.restarts import Circuit, Restarts, RestartTimes
@@ -26,6 +27,9 @@ from installer.opsd.upgrade_types import Manner, Outcome, Stage
 from installer.opsd.upgrading import Upgrading
 
 TICK_S = 0.2
+_OTHER_S = 1.0
+"""How often to look whether an agent of somebody else has gone."""
+
 _MAX_FAILED_ADOPTIONS = 2
 """Agents that died over the same estate: then it is the estate."""
 
@@ -52,6 +56,7 @@ class Supervisor:
         self.leaves_agents = False
         """At its end."""
         self._notifier, self._withdraw, self._stored = notifier, withdraw, stored
+        self._watch = ending.Watch(settings.ops)
         self._to_release: set[int] = set()
         self._failed_adoptions = 0
         self._starting: asyncio.Task[None] | None = None
@@ -65,6 +70,7 @@ class Supervisor:
         if self.current is None and self.upgrading is None:
             if estates.of_the_dead(self.settings.runtime_dir):
                 self._withdraw()
+            self._end_upgrade()
             self._start_at_s = time.monotonic()
         watchdog_s = self._notifier.watchdog_s
         due_s = 0.0
@@ -174,15 +180,27 @@ class Supervisor:
         for pid in pids:
             await estates.release(self.settings.runtime_dir, pid)
 
+    def start_now(self) -> bool:
+        """Somebody wants an agent at once, whatever the circuit says; False: there is one."""
+        if self.current is not None or self.upgrading is not None:
+            return False
+        self._start_at_s = time.monotonic()
+        return True
+
     async def _start(self) -> None:
         for agent in [agent for agent in self.leaving if agent.was_killed]:
             await agent.ended(ending.LEAVE_S)
         await self._release()
+        if (other := agent_lock.holder(self.settings.runtime_dir)) and estates.is_alive(other):
+            self.last_crash = f"process {other} is an agent without a supervisor; end that one"
+            self._start_at_s = time.monotonic() + _OTHER_S
+            return
         estates.clean(self.settings.runtime_dir)
         dead = estates.of_the_dead(self.settings.runtime_dir)
         path = [str(estates.keeper_path(self.settings.runtime_dir, pid)) for pid in dead[:1]]
         self.restarts.trying()
-        environment, before = self._environment(), ["--adopt", *path] if path else []
+        environment = versions.to_start(self.settings.state_dir)
+        before = ["--adopt", *path] if path else []
         try:
             self.current = self.start_agent(environment, before)
         except OSError as error:
@@ -190,13 +208,6 @@ class Supervisor:
             self.last_crash = f"{versions.command(environment)}: {error.strerror}"
             log.error("agent not started", why=self.last_crash, next_start_s=round(wait_s, 3))
             self._start_at_s = time.monotonic() + wait_s
-
-    def _environment(self) -> Path:
-        """The version last confirmed, while it is there, or our own."""
-        recorded = versions.load(self.settings.state_dir).current
-        if recorded is not None and versions.has_agent(Path(recorded)):
-            return Path(recorded)
-        return versions.own_environment()
 
     # Upgrades
 
@@ -246,8 +257,7 @@ class Supervisor:
         if self._start_at_s is not None and now_s >= self._start_at_s and self._starting is None:
             self._start_at_s = None
             self._starting = self._run(self._start())
-        if self.current is not None:
-            ending.kill_if_stuck(self.current, now_s, self.settings.ops)
+        self._watch.look(self.current, now_s)
 
     def _until_next_s(self) -> float:
         if self._start_at_s is None:

@@ -143,6 +143,8 @@ async def _json_of(argv: Sequence[str], within_s: float) -> Mapping[str, Any]:
             await process.wait()
     if process.returncode != 0:
         words = err.decode(errors="replace").strip() or f"exit code {process.returncode}"
+        if "Traceback" in words:
+            words = words.splitlines()[-1]
         raise VersionError(f"its own check failed: {words[-1000:]}")
     with suppress(ValueError):
         document = json.loads(out[:_MAX_OUTPUT])
@@ -164,6 +166,14 @@ def load(state_dir: Path) -> Record:
     except (OSError, ValueError, AttributeError) as error:
         log.warning("record not read", path=str(state_dir / RECORD), error=str(error))
         return Record()
+
+
+def to_start(state_dir: Path) -> Path:
+    """The environment last confirmed, while it is there, or our own."""
+    recorded = load(state_dir).current
+    if recorded is not None and has_agent(Path(recorded)):
+        return Path(recorded)
+    return own_environment()
 
 
 def save(state_dir: Path, record: Record) -> None:

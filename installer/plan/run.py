@@ -4,7 +4,7 @@ repeated."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from installer.plan.manifest import Entry, Kind, Manifest
 from installer.plan.processes import STOP_MARGIN_S
 from installer.plan.site import Site
 from installer.plan.steps import Step, Verdict, undo
+from interceptor.cgroup import Cgroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,29 @@ def uninstall(site: Site) -> None:
         if load(site):
             site.manifest.complete = False
             site.manifest.save(site.manifest_path)
+        has_slice = f"{units.DIRECTORY}/{units.SLICE}" in site.manifest.entries
         for entry in reversed(list(site.manifest.entries.values())):
             undo(entry, site)
         _remove_manifest(site)
     if site.is_live and processes.has_systemd():
         with suppress(processes.ProcessError):
             processes.systemctl("daemon-reload")
+        if has_slice:
+            end_slices(site, units.SLICES)
+
+
+def end_slices(site: Site, slices: Mapping[str, str]) -> None:
+    """Stop slices, by name and cgroup, the inner one first: they outlive their last unit. One
+    with a unit in it is left and told, as the unit would be stopped with it."""
+    for name, path in slices.items():
+        cgroup = Cgroup(path)
+        if not cgroup.exists():
+            continue
+        if "populated 1" in (cgroup.path / "cgroup.events").read_text():
+            site.left.append(f"{name}: units run in it, and leave it when they are started again")
+            return
+        with suppress(processes.ProcessError):
+            processes.systemctl("stop", name)
 
 
 def _remove_manifest(site: Site) -> None:

@@ -14,6 +14,8 @@ WANTS = f"{DIRECTORY}/multi-user.target.wants"
 SLICE = "moa-mesh.slice"
 SLICE_CGROUP = "/moa.slice/moa-mesh.slice"
 """systemd puts a slice with a dash in its name below the slice of the first part."""
+SLICES = {SLICE: SLICE_CGROUP, "moa.slice": "/moa.slice"}
+"""All that systemd makes for it, the inner one first."""
 
 _SLICE = """\
 [Unit]

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from proxy.net.board import Board
+from proxy.net.board import M32, W_ARRIVING, Board
 from proxy.net.moved import Moved
 from proxy.net.slot_reader import IsMoa, Lost, SlotReader
 from proxy.net.sockets import set_reset_on_close
@@ -29,6 +29,8 @@ class Adopted:
     """Why each of these was reset."""
     over: int = 0
     """Their clients had gone by themselves."""
+    arrived: tuple[int, socket.socket] | None = None
+    """By which way it came, and one of which nothing was read yet."""
 
 
 def cookie(sock: socket.socket) -> bytes:
@@ -49,7 +51,7 @@ def adopt_board(
     the dialled server of a connection is known to speak MOA, so that another connection to it
     will do as well. Those whose cookies are in `ours` are served here already.
     """
-    found = Adopted()
+    found = Adopted(arrived=_arrived(board, descriptors))
     for number, entry in board.entries():
         if number not in descriptors:
             found.lost.append("its descriptor did not come")
@@ -80,6 +82,15 @@ def adopt_board(
         if far is not None and (moved is None or moved.server is None):
             far.close()
     return found
+
+
+def _arrived(board: Board, descriptors: dict[int, int]) -> tuple[int, socket.socket] | None:
+    """The one connection that may have been accepted and was in no session yet."""
+    word = board.words[W_ARRIVING]
+    number = (word & M32) - 1
+    if number not in descriptors or board.entry(number) is not None:
+        return None
+    return word >> 32, _socket(descriptors.pop(number))
 
 
 def _socket(descriptor: int) -> socket.socket:

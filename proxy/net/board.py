@@ -1,11 +1,11 @@
 """The board: what an agent writes down of its connections, in memory that outlives it.
 
-A memory file that the agent maps and that its keeper holds (docs/UPGRADE.md, docs/adr/0015).
+A memory file that the agent maps and that its keeper holds (docs/UPGRADE.md, docs/adr/0018).
 When the agent is killed, the next one reads here, and in the kernel's own counts, how far each
 connection was (`proxy/net/adoption.py`). Nothing is written in an order that matters between
 two words: a note that must be whole is one aligned word of 8 bytes, in the machine's order.
 
-    0        words: magic, layout, ended, inlet's key, descriptors that fit
+    0        words: magic, layout, ended, inlet's key, descriptors that fit, who arrives
     512      names: 56 bytes of text and the word descriptor + 1, forty-eight times
     4096     directory: two words for each descriptor, see `Entry`
     inlet    64 KiB: where every read of a connection's socket lands first
@@ -27,7 +27,7 @@ from proxy.net.moved import Kind
 MAGIC = int.from_bytes(b"MOABOARD", "little")
 LAYOUT = 1
 
-W_MAGIC, W_LAYOUT, W_ENDED, W_INLET, W_SLOTS = range(5)
+W_MAGIC, W_LAYOUT, W_ENDED, W_INLET, W_SLOTS, W_ARRIVING = range(6)
 NAMES_AT, NAME_SIZE, NAMES = 512, 64, 48
 DIRECTORY_AT, ENTRY_SIZE = 4096, 16
 INLET_SIZE = 64 * 1024
@@ -169,6 +169,14 @@ class Board:
     def end(self) -> None:
         """The agent's last act: nothing is left that anybody would want."""
         self.words[W_ENDED] = 1
+
+    def arriving(self, descriptor: int, way: int) -> None:
+        """Accepted, and in no session yet: descriptor + 1, and by which way it came."""
+        self.words[W_ARRIVING] = descriptor + 1 | way << 32
+
+    def arrived(self) -> None:
+        """It is in a session, or gone."""
+        self.words[W_ARRIVING] = 0
 
     # Directory
 

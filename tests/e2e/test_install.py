@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from installer import node_state
-from installer.plan import environment
+from installer.plan import environment, run
+from installer.plan.site import Site
 from interceptor.cgroup import Cgroup
 from interceptor.node import Node
 from interceptor.programs import OBJECT_PATH
@@ -177,6 +178,30 @@ def test_on_with_one_command_and_off_with_one(machine: Machine, config: str) -> 
     assert moactl(machine, "uninstall", "--yes")["removed"] == []
 
 
+def test_slice_is_stopped_when_no_unit_is_left_in_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd keeps a slice, and its cgroup, when its last unit has ended."""
+    node = lab.add_node("a")
+    directory = node.directory / "bin"
+    directory.mkdir()
+    calls = directory / "calls"
+    (directory / "systemctl").write_text(f'#!/bin/sh\necho "$@" >>{calls}\n')
+    (directory / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory), prepend=":")
+    site, slices = Site(), {"inner.slice": node.services.name, "outer.slice": f"/{lab.id}"}
+    unit = node.start("unit", "sleep", "600", cgroup=node.services)
+    events = node.services.path / "cgroup.events"
+    wait_until(lambda: "populated 1" in events.read_text(), 5, "the unit runs")
+    run.end_slices(site, slices)
+    assert not calls.exists()
+    assert site.left == ["inner.slice: units run in it, and leave it when they are started again"]
+    unit.kill()
+    wait_until(lambda: "populated 0" in events.read_text(), 5, "the unit has ended")
+    run.end_slices(site, {**slices, "gone.slice": f"/{lab.id}/gone"})
+    assert calls.read_text().split("\n")[:2] == ["stop inner.slice", "stop outer.slice"]
+
+
 # From its first change to its last: the manifest, a copy that is being made, files, the agent that
 # puts its programs into the kernel, and the agent that serves.
 REACHED = {
@@ -203,5 +228,52 @@ def test_install_killed_in_the_middle_then_uninstalled(
         assert moactl(machine, "install", "-c", config, "--yes")["notes"] == []
         assert moactl(machine, "status", command=INSTALLED)["node"]["serves"]
     moactl(machine, "uninstall", "--yes")
+    assert_same(machine.node.lab, traces)
+    assert differences(before, machine.picture()) == {}
+
+
+def beside(machine: Machine) -> str:
+    """Install another version from an environment of its own; its number."""
+    version = str(moactl(machine, "version", command=INSTALLED)["version"])
+    copy, other = machine.node.directory / "other", f"{version}.post1"
+    done = machine.call("cp", "-a", f"/opt/moa/versions/{version}", str(copy))
+    assert done.returncode == 0, done.stderr
+    (copy / "FILES").unlink()
+    (libraries,) = copy.glob("lib/python3*/site-packages")
+    own = libraries / f"moa_interceptor-{version}.dist-info"
+    for name, old, new in (
+        ("METADATA", f"\nVersion: {version}\n", f"\nVersion: {other}\n"),
+        ("RECORD", f"moa_interceptor-{version}.", f"moa_interceptor-{other}."),
+    ):
+        (own / name).write_text((own / name).read_text().replace(old, new))
+    own.rename(libraries / f"moa_interceptor-{other}.dist-info")
+    done = machine.call(str(copy / "bin/moactl"), "install", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"moactl agent upgrade --to {other}" in done.stdout + done.stderr
+    return other
+
+
+def test_another_version_beside_and_an_upgrade_to_it(machine: Machine, config: str) -> None:
+    agents.start_service(machine.node.lab.nodes["b"], PORT)
+    machine.call(MOACTL, "version")
+    before, traces = machine.picture(), look(machine.node.lab)
+    moactl(machine, "install", "-c", config, "--yes")
+    version = moactl(machine, "status", command=INSTALLED)["agent"]["version"]
+    other = beside(machine)
+    assert moactl(machine, "status", command=INSTALLED)["agent"]["version"] == version
+    for argv, expected in ((("upgrade", "--to", other), other), (("rollback",), version)):
+        done = machine.call(INSTALLED, "agent", *argv, "--bake", "0")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert moactl(machine, "status", command=INSTALLED)["agent"]["version"] == expected
+        linked = machine.call("readlink", "/opt/moa/current").stdout.strip()
+        assert linked == f"versions/{expected}"
+        assert redirected(machine) > 0
+    listed = moactl(machine, "agent", "versions", command=INSTALLED)["versions"]
+    assert [(v["version"], v["running"], v["previous"]) for v in listed] == [
+        (version, True, False),
+        (other, False, True),
+    ]
+    gone = moactl(machine, "uninstall", "--yes", command=INSTALLED)
+    assert (gone["left"], gone["agent_pids"]) == ([], [])
     assert_same(machine.node.lab, traces)
     assert differences(before, machine.picture()) == {}

@@ -7,20 +7,26 @@ registry. The caller dials an address at which nobody listens: only a mesh can a
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from installer.client import AgentClient, AgentError
+from installer.ops_client import OpsClient
 from interceptor.cgroup import Cgroup
 from interceptor.node import Node
 from tests.e2e.clients.raw import DEMO, Connection, call, request
 from tests.e2e.conftest import Measured
 from tests.kernel import direct_server
-from tests.support.agents import Agent, restart_agent, start_service, write_config
+from tests.support.agents import start_service, write_config
 from tests.support.cli import json_on, moactl_on
 from tests.support.lab import Lab, LabNode, Running, wait_until
+from tests.support.scripted_agent import make_environment
 
 pytestmark = pytest.mark.e2e
 
@@ -31,12 +37,12 @@ ANSWERS = "near-a"
 
 @dataclass(slots=True)
 class World:
-    """`agents` and `supervisors` by the name of their node."""
+    """`supervisors` by the name of their node. One crash opens their circuit: an agent that was
+    killed stays dead until `revive`."""
 
     a: LabNode
     b: LabNode
     c: LabNode
-    agents: dict[str, Agent] = field(default_factory=dict)
     supervisors: dict[str, Running] = field(default_factory=dict)
 
     def outside(self) -> Cgroup:
@@ -49,22 +55,51 @@ class World:
         )  # fmt: skip
         redis.wait_line("Ready to accept connections")
 
-    def start_agent(self, node: LabNode) -> None:
-        config = write_config(
+    def configure(self, node: LabNode) -> None:
+        write_config(
             node,
             f'kind = "redis"\nurl = "redis://{self.c.ip4}:{REDIS_PORT}/0"',
-            f'[peer]\nlisten = ["{node.ip4}:{PEER_PORT}"]',
+            f'[peer]\nlisten = ["{node.ip4}:{PEER_PORT}"]\n[ops]\ncrashes = 1\nopen_s = 3600\n',
             f'application = "chat"\nzone = "z{node.name}"',
         )
-        process = node.python("moa-agent", "-I", "-m", "installer.agent", str(config))
-        self.agents[node.name] = Agent(node, config, process)
-        process.wait_line('"ready"')
 
     def start_supervisor(self, node: LabNode) -> None:
-        config = str(self.agents[node.name].config)
         self.supervisors[node.name] = node.python(
-            "moa-opsd", "-I", "-m", "installer.opsd", config, cgroup=self.outside()
-        )
+            "moa-opsd", "-I", "-m", "installer.opsd", str(node.directory / "agent.toml"),
+            cgroup=self.outside(),
+        )  # fmt: skip
+
+    def begin(self, node: LabNode) -> None:
+        """Start a supervisor, and wait until its agent serves."""
+        self.configure(node)
+        self.start_supervisor(node)
+        wait_until(partial(self.pid, node), 30, f"an agent serves on {node.name}")
+
+    def mesh_on(self, node: LabNode) -> None:
+        kernel = Node(node.root)
+        kernel.add_scope(node.services)
+        kernel.switch(on=True)
+
+    def pid(self, node: LabNode) -> int:
+        """Of the agent that serves there; 0 when none does."""
+        try:
+            agents = OpsClient(node.directory / "run").status()["agents"]
+        except AgentError:
+            return 0
+        return next((agent["pid"] for agent in agents if agent["state"] == "serving"), 0)
+
+    def end_agent(self, node: LabNode, number: signal.Signals) -> None:
+        if pid := self.pid(node):
+            os.kill(pid, number)
+            wait_until(lambda: not self.pid(node), 15, "it has ended")
+
+    def revive(self, node: LabNode) -> None:
+        OpsClient(node.directory / "run").start()
+        wait_until(lambda: self.pid(node), 30, "an agent serves")
+
+    def routed(self, node: LabNode) -> int:
+        """Requests that its agent has routed."""
+        return int(AgentClient.of(node.directory / "run").status()["requests"]["total"])
 
     def register(self, port: int, zone: str) -> None:
         done = moactl_on(
@@ -101,9 +136,6 @@ class World:
         callers.wait_line("started")
         return callers
 
-    def served_by_b(self) -> int:
-        return int(self.agents["b"].status()["requests"]["total"])
-
 
 @pytest.fixture(scope="module")
 def world(lab: Lab) -> World:
@@ -112,11 +144,10 @@ def world(lab: Lab) -> World:
     start_service(made.c, 5001, name="near-a")
     start_service(made.c, 5002, name="near-b")
     for node in (made.a, made.b):
-        made.start_agent(node)
-        made.start_supervisor(node)
+        made.begin(node)
     for port, zone in ((5001, "za"), (5002, "zb"), (DEAD_PORT, "zdead")):
         made.register(port, zone)
-    made.agents["a"].mesh_on()
+    made.mesh_on(made.a)
     wait_until(lambda: made.answer() == ANSWERS, 10, "the agent of A routes")
     made.wait_for_peers(f"{made.b.ip4}:{PEER_PORT}")
     return made
@@ -125,32 +156,30 @@ def world(lab: Lab) -> World:
 @pytest.fixture
 def dead_agent(world: World) -> World:
     """Node A without its agent, from here to the end of the module."""
-    world.agents["a"].process.kill()
+    world.end_agent(world.a, signal.SIGKILL)
     wait_until(lambda: world.answer() == ANSWERS, 15, "B answers")
     return world
 
 
 def test_callers_go_to_the_peer_and_come_back(world: World, measured: Measured) -> None:
     steady = world.steady(DEAD_PORT)
-    total = world.agents["a"].status()["requests"]["total"]
-    wait_until(lambda: world.agents["a"].status()["requests"]["total"] > total + 20, 10, "A routes")
-    assert world.served_by_b() == 0
+    total = world.routed(world.a)
+    wait_until(lambda: world.routed(world.a) > total + 20, 10, "A routes")
+    assert world.routed(world.b) == 0
     assert world.peers() == ([f"{world.b.ip4}:{PEER_PORT}"], False)
-    world.agents["a"].process.kill()
-    wait_until(lambda: world.served_by_b() > 100, 10, "B routes")
+    world.end_agent(world.a, signal.SIGKILL)
+    wait_until(lambda: world.routed(world.b) > 100, 10, "B routes")
     assert world.peers()[1]
-    seen = world.agents["b"].moactl("conns")["conns"]
+    seen = json_on(world.b, "conns")["conns"]
     callers = [conn["caller"] for conn in seen if conn["caller"]]
     assert {"agent": f"{world.a.ip4}:{PEER_PORT}", "app": "chat", "zone": "za"} in callers
-    world.agents["a"] = restart_agent(world.agents["a"])
-    total = world.agents["a"].status()["requests"]["total"]
-    wait_until(
-        lambda: world.agents["a"].status()["requests"]["total"] > total + 20, 10, "A routes again"
-    )
+    world.revive(world.a)
+    total = world.routed(world.a)
+    wait_until(lambda: world.routed(world.a) > total + 20, 10, "A routes again")
     steady.stop()
-    before = world.served_by_b()
+    before = world.routed(world.b)
     assert world.answer() == ANSWERS
-    assert world.served_by_b() == before, "new connections are local again"
+    assert world.routed(world.b) == before, "new connections are local again"
     seen = json.loads(steady.output.splitlines()[-1])
     assert set(seen["names"]) == {ANSWERS}, "the zone is the caller's, not the peer's"
     measured(
@@ -196,16 +225,23 @@ def test_without_the_supervisor_connections_go_direct(dead_agent: World) -> None
     assert world.answer() == ANSWERS
     world.supervisors["a"].kill()
     wait_until(lambda: world.answer() == "ConnectionRefusedError", 10, "direct")
+    # One that comes anew starts an agent; here that one ends at once.
+    broken = make_environment(world.a.directory / "broken", at={"start": "exit"})
+    record = world.a.directory / "state" / "opsd.json"
+    kept = record.read_text()
+    record.write_text(json.dumps({"current": str(broken)}))
     world.start_supervisor(world.a)
     wait_until(lambda: world.answer() == ANSWERS, 10, "the peer again")
+    assert not world.pid(world.a)
+    record.write_text(kept)
 
 
 def test_peer_that_dies_is_not_chosen(dead_agent: World) -> None:
     world = dead_agent
-    world.agents["b"].process.kill()
+    world.end_agent(world.b, signal.SIGKILL)
     world.wait_for_peers()
     assert world.answer() == "ConnectionRefusedError", "direct, to where nobody listens"
-    world.agents["b"] = restart_agent(world.agents["b"])
+    world.revive(world.b)
     wait_until(lambda: world.answer() == ANSWERS, 15, "the peer is back")
 
 
@@ -213,9 +249,9 @@ def test_peer_that_leaves_is_not_chosen(dead_agent: World) -> None:
     """A drain hangs up on the supervisors first: no caller meets a closed door."""
     world = dead_agent
     steady = world.steady(ALIVE_PORT)
-    before = world.served_by_b()
-    wait_until(lambda: world.served_by_b() > before + 20, 10, "B routes")
-    world.agents["b"].process.stop()
+    before = world.routed(world.b)
+    wait_until(lambda: world.routed(world.b) > before + 20, 10, "B routes")
+    world.end_agent(world.b, signal.SIGTERM)
     world.wait_for_peers()
     assert world.answer() == "ConnectionRefusedError"
     steady.stop()
@@ -225,7 +261,7 @@ def test_peer_that_leaves_is_not_chosen(dead_agent: World) -> None:
 
 
 def test_uninstall_removes_all_under_a_living_supervisor(world: World) -> None:
-    world.agents["a"].process.kill()
+    world.end_agent(world.a, signal.SIGKILL)
     assert moactl_on(world.a, "uninstall", "--yes").returncode == 0
     assert not world.a.root.exists()
     assert world.answer() == "ConnectionRefusedError"

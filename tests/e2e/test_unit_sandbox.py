@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -15,7 +16,8 @@ from installer.plan import units
 from interceptor.programs import OBJECT_PATH
 from tests.support import agents
 from tests.support.agents import Agent
-from tests.support.lab import Lab
+from tests.support.lab import Lab, wait_until
+from tests.support.supervised import start_world
 
 pytestmark = [
     pytest.mark.e2e,
@@ -24,6 +26,7 @@ pytestmark = [
 ]
 
 UNIT = units.texts(["moa-agent"], "/etc/moa/agent.toml")["moa-agent.service"]
+SUPERVISOR_UNIT = units.texts(["moa-opsd"], "/etc/moa/agent.toml")["moa-opsd.service"]
 
 # PR_SET_MDWE (65) with PR_MDWE_REFUSE_EXEC_GAIN, as MemoryDenyWriteExecute= does by a filter.
 _DENY_AND_RUN = """
@@ -40,11 +43,15 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-def kept() -> list[str]:
-    """The unit's capabilities, as setpriv wants them."""
-    found = re.search(r"^CapabilityBoundingSet=(.*)$", UNIT, re.MULTILINE)
+def sandbox(unit: str) -> tuple[str, ...]:
+    """How to start something with what a unit leaves it."""
+    found = re.search(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
     assert found
-    return [f"+{name.removeprefix('CAP_').lower()}" for name in found[1].split()]
+    kept = [f"+{name.removeprefix('CAP_').lower()}" for name in found[1].split()]
+    return (
+        *("setpriv", f"--bounding-set={','.join(['-all', *kept])}", "--inh-caps=-all"),
+        *("--no-new-privs", sys.executable, "-I", "-c", _DENY_AND_RUN),
+    )
 
 
 def test_agent_intercepts_with_what_its_unit_leaves_it(lab: Lab) -> None:
@@ -53,11 +60,9 @@ def test_agent_intercepts_with_what_its_unit_leaves_it(lab: Lab) -> None:
     services = {"/service/demo": [f"{far.ip4}:5000"]}
     registry = agents.static_registry(node.directory / "services.toml", services)
     config = agents.write_config(node, registry)
-    bounds = ",".join(["-all", *kept()])
     process = node.start(
         "agent",
-        *("setpriv", f"--bounding-set={bounds}", "--inh-caps=-all", "--no-new-privs"),
-        *(sys.executable, "-I", "-c", _DENY_AND_RUN),
+        *sandbox(UNIT),
         *(sys.executable, "-I", "-m", "installer.agent", str(config)),
     )
     process.wait_line('"ready"')
@@ -68,3 +73,20 @@ def test_agent_intercepts_with_what_its_unit_leaves_it(lab: Lab) -> None:
     assert "200" in done.stdout, done.stderr
     assert agent.status()["requests"]["ok"] == 1
     assert process.stop() == 0
+
+
+def test_supervisor_adopts_and_upgrades_with_what_its_unit_leaves_it(lab: Lab) -> None:
+    world = start_world(lab, *sandbox(SUPERVISOR_UNIT))
+    wait_until(lambda: world.ask() == "b", 10, "the agent routes")
+    first = world.wait_serving()
+    os.kill(first, signal.SIGKILL)
+    second = world.wait_serving(other_than=first)
+    assert f"keeper-{first}.sock" in world.words
+    wait_until(lambda: world.ask() == "b", 10, "the next agent routes")
+    assert world.moactl("restart", "--bake", "0")[-1]["outcome"] == "upgraded"
+    assert world.wait_serving(other_than=second)
+    assert world.ask() == "b"
+    assert "Permission" not in world.words
+    assert "not permitted" not in world.words
+    assert world.opsd is not None
+    assert world.opsd.stop(20) == 0

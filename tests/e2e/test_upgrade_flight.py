@@ -188,8 +188,10 @@ def test_requests_that_take_longer_than_the_upgrade(node: Node, measured: Measur
     finally:
         crowd.popen.terminate()
         crowd.popen.wait(30)
-        for client in (resp, turbo, mesh.sock, *idle):
+        for client in (resp, *idle):
             client.close()
+        turbo.close()
+        mesh.sock.close()
     seen = json.loads(crowd.output.splitlines()[-1])["resp"]
     assert seen["failed"] == 0, seen["failures"]
     slowest_ms = max(ms for _, ms in seen["replies"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,18 @@ class LinkClient:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         wait_until(lambda: _connects(self._sock, path), timeout_s, f"agent {pid} listens at {path}")
 
+    def drain(self) -> None:
+        """Read what was said, so that the agent does not drop who never reads."""
+        self._sock.setblocking(False)
+        with suppress(BlockingIOError):
+            while datagram := self._sock.recv(MAX_DATAGRAM):
+                self._keep(json.loads(datagram))
+
+    def _keep(self, word: Word) -> None:
+        {"beat": self.beats, "progress": self.progress}.get(word["say"], self.said).append(word)
+
     def do(self, what: str, **more: Any) -> None:
+        self._sock.setblocking(True)
         self._sock.send(json.dumps({"do": what, **more}).encode())
 
     def wait(self, *says: str, timeout_s: float = 30.0) -> Word:
@@ -42,10 +54,14 @@ class LinkClient:
             if not datagram:
                 raise LabError(f"agent {self.pid} hung up, and did not say {says}: {self.said}")
             word: Word = json.loads(datagram)
-            kept = {"beat": self.beats, "progress": self.progress}.get(word["say"], self.said)
-            kept.append(word)
+            self._keep(word)
+            if word["say"] == "hello" and word["last"] is not None:
+                word = word["last"]  # said before we came
             if word["say"] in says:
                 return word
+            last: Word | None = word.get("last") if word["say"] == "hello" else None
+            if last is not None and last["say"] in says:
+                return last  # It was said before we were there.
 
     def close(self) -> None:
         self._sock.close()

@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from installer.client import AgentError
 from installer.ops_client import OpsClient
 from tests.support.lab import LabError, wait_until
 from tests.support.scripted_agent import make_environment
@@ -90,10 +92,16 @@ class OpsdWorld:
         return None
 
     def agents(self) -> list[dict[str, Any]]:
-        with suppress(Exception):
+        with suppress(AgentError):
             agents: list[dict[str, Any]] = self.client.status()["agents"]
             return agents
         return []
+
+    def last_crash(self) -> str | None:
+        with suppress(AgentError):
+            crash: str | None = self.client.status()["last_crash"]
+            return crash
+        return None
 
     def upgrade(self, to: Path | str, **more: Any) -> dict[str, Any]:
         """The last line."""
@@ -165,3 +173,23 @@ class Store:
     def close(self) -> None:
         for fd in self.fds.values():
             os.close(fd)
+
+
+@contextmanager
+def short_home() -> Iterator[Path]:
+    """A directory with a short name, as names of unix sockets must be."""
+    with tempfile.TemporaryDirectory(prefix="moa-opsd-") as made:
+        yield Path(made)
+
+
+@contextmanager
+def serving_world(home: Path) -> Iterator[OpsdWorld]:
+    """With an agent of version 1 that serves."""
+    world = OpsdWorld(home)
+    world.confirm(world.environment("1"))
+    world.start()
+    try:
+        world.wait_serving()
+        yield world
+    finally:
+        world.close()

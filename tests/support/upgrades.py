@@ -11,8 +11,11 @@ from typing import Any
 
 from installer.client import AgentClient, own_socket_name
 from tests.support.agents import Agent, write_config
-from tests.support.lab import LabNode, Running, wait_until
+from tests.support.handover_peer import HandoverPeer
+from tests.support.lab import REPO, LabNode, Running, wait_until
 from tests.support.link_client import LinkClient
+
+OTHER_PROGRAMS = REPO / "tests/e2e/clients/other_programs.py"
 
 
 @dataclass(slots=True)
@@ -77,20 +80,40 @@ class Upgrades:
     node: LabNode
     config: Path
     serving: Generation
+    own_sockets: int
+    """Of an agent that has no clients yet and is connected with no other agent."""
     generations: list[Generation] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, node: LabNode, registry: str, extra: str = "", identity: str = "") -> Upgrades:
-        """Start the first one."""
+    def begin(
+        cls,
+        node: LabNode,
+        registry: str,
+        extra: str = "",
+        identity: str = "",
+        timeout_s: int = 60,
+    ) -> Upgrades:
+        """Start the first one; `timeout_s` is for the connections of an upgrade."""
         config = write_config(node, registry, extra, identity)
-        first = _start(node, config)
+        text = config.read_text().replace("[agent]", f"[agent]\nhandover_timeout_s = {timeout_s}")
+        config.write_text(text)
+        first = start_generation(node, config)
         first.process.wait_line('"ready"')
-        return cls(node, config, first, [first])
+        return cls(node, config, first, first.sockets(), [first])
 
     @property
     def agent(self) -> Agent:
         """The one that serves."""
         return Agent(self.node, self.config, self.serving.process)
+
+    def wait_requests(self, count: int) -> None:
+        """Until so many more have been served."""
+
+        def total() -> int:
+            return int(self.agent.status()["requests"]["total"])
+
+        wanted = total() + count
+        wait_until(lambda: total() >= wanted, 20, f"{count} requests more")
 
     def prepare(self, config: Path | None = None, prefix: Sequence[str] = ()) -> Generation:
         """Start a successor; returns when it says that it could take over."""
@@ -100,9 +123,23 @@ class Upgrades:
 
     def start_successor(self, config: Path | None = None, prefix: Sequence[str] = ()) -> Generation:
         path = ("--take-over", str(self.serving.entrance))
-        successor = _start(self.node, config or self.config, path, prefix)
+        successor = start_generation(self.node, config or self.config, path, prefix)
         self.generations.append(successor)
         return successor
+
+    def start_other(self, programs: Path) -> Generation:
+        """A successor of a version with these programs."""
+        argv = [str(OTHER_PROGRAMS), str(programs), str(self.config), "--supervised"]
+        path = ("--take-over", str(self.serving.entrance))
+        process = self.node.start("other-agent", sys.executable, *argv, *path)
+        link = LinkClient(self.node.directory / "run", process.pid)
+        successor = Generation(self.node, process, link)
+        self.generations.append(successor)
+        return successor
+
+    def wait_free(self) -> None:
+        """Until the one that serves has noticed that a successor has gone."""
+        HandoverPeer.dial_when_free(self.serving.entrance).close()
 
     def give(self, successor: Generation) -> Generation:
         """Let the one that serves give everything to `successor`; returns the retired one."""
@@ -118,10 +155,18 @@ class Upgrades:
         return self.give(self.prepare())
 
 
-def _start(
+def start_generation(
     node: LabNode, config: Path, options: Sequence[str] = (), prefix: Sequence[str] = ()
 ) -> Generation:
-    argv = [*prefix, sys.executable, "-I", "-m", "installer.agent", str(config), "--supervised"]
+    argv = [
+        *prefix,
+        sys.executable,
+        "-I",
+        "-m",
+        "installer.agent_start",
+        str(config),
+        "--supervised",
+    ]
     process = node.start("moa-agent", *argv, *options)
     try:
         link = LinkClient(node.directory / "run", process.pid)
@@ -130,8 +175,12 @@ def _start(
     return Generation(node, process, link)
 
 
-def wait_settled(generation: Generation, count: int) -> None:
-    """Until an agent has so many connections of clients."""
-    wait_until(
-        lambda: len(generation.conns()) == count, 20, f"{count} connections at {generation.pid}"
-    )
+def wait_no_leak(generation: Generation, own: int) -> None:
+    """Until an agent has its own sockets, one for each client and each upstream, and no other."""
+
+    def surplus() -> int:
+        upstreams = int(generation.client.status()["connections"]["upstream"])
+        upstreams += sum(int(p["connections"]) for p in generation.client.conns()["peers"])
+        return generation.sockets() - own - len(generation.conns()) - upstreams
+
+    wait_until(lambda: surplus() == 0, 10, f"no leak: {surplus()} of {generation.descriptors()}")

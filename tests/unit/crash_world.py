@@ -7,6 +7,7 @@ the process had is forgotten, and another front adopts the rest.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import socket
 import threading
@@ -28,6 +29,8 @@ from tests.unit.net_support import LIMITS, forwarder_of, session_settings, table
 POLICY = ServicePolicy(idempotent=("get*",))
 SERVICE = "/service/echo"
 SLOTS = 1024
+HELD = b"Held"
+"""A request with this in it is answered when it comes a second time."""
 
 
 class Killed(KeyboardInterrupt):
@@ -37,11 +40,18 @@ class Killed(KeyboardInterrupt):
 class Steps:
     """Counts what could be seen from outside, and raises at the step that was chosen."""
 
-    def __init__(self, last: int = -1) -> None:
+    def __init__(self, last: int = -1, *, has_begun: bool = True) -> None:
         self.count = 0
         self._last = last
+        self._has_begun = has_begun
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self._has_begun = True
 
     def step(self) -> None:
+        if not self._has_begun:
+            return
         if self.count == self._last:
             raise Killed
         self.count += 1
@@ -121,6 +131,8 @@ class EchoService:
                     continue
                 for command in parser.feed(data):
                     self.executed[command.args[-1]] += 1
+                    if HELD in command.args[-1] and self.executed[command.args[-1]] == 1:
+                        continue
                     sock.sendall(bulk(command.args[-1]))
 
     def close(self) -> None:
@@ -155,12 +167,15 @@ class World:
         self.replies = bytearray()
         self.is_reset = False
         self.has_ended = False
+        self._use_board(steps)
+        self._near: socket.socket | None = CountedSocket.of(near, steps)
+        self.adopted = Adopted()
+        self._fronts: list[Front] = []
+
+    def _use_board(self, steps: Steps) -> None:
         self._file = os.memfd_create("board", os.MFD_CLOEXEC)
         self._board = Board.create(self._file, SLOTS)
         self._board.words = CountedWords(self._board.words, steps)  # type: ignore[assignment]
-        self._near = CountedSocket.of(near, steps)
-        self.adopted = Adopted()
-        self._fronts: list[Front] = []
 
     def run(self, script: Script) -> bool:
         """Serve the client while it follows its script; whether there was a kill."""
@@ -186,18 +201,29 @@ class World:
         return Peer(Direction.OUTBOUND, client, self._original, is_instance, None)
 
     async def _serve(self, script: Script) -> None:
+        assert self._near is not None
         self._front(self._board).serve(self._near, self._peer())
         await script(self)
 
-    def adopt(self, script: Script) -> None:
-        """Go on in another front and another loop, with what the kernel and the board have."""
+    def adopt(self, script: Script, steps: Steps | None = None) -> bool:
+        """Go on in another front and another loop, with what the kernel and the board have;
+        whether that one was killed, too, before it had gone on with everything."""
         descriptors = {number: os.dup(number) for number in self._named()}
-        self._near.close()
+        if self._near is not None:
+            self._near.close()
+        old, file = self._board, self._file
+        self._near = None
+        self._use_board(steps or Steps())
         loop = asyncio.new_event_loop()
         try:
-            loop.run_until_complete(self._go_on(descriptors, script))
+            loop.run_until_complete(self._go_on(file, descriptors, script, steps))
+        except Killed:
+            return True
         finally:
             loop.close()
+            os.close(file)
+            del old
+        return False
 
     @property
     def is_noted(self) -> bool:
@@ -211,20 +237,28 @@ class World:
             found |= {number, *(n for n in others if n >= 0)}
         return found
 
-    async def _go_on(self, descriptors: dict[int, int], script: Script) -> None:
-        found = Board.read(self._file)
+    async def _go_on(
+        self, file: int, descriptors: dict[int, int], script: Script, steps: Steps | None
+    ) -> None:
+        found = Board.read(file)
         assert found is not None
-        front = self._front(Board.create(os.memfd_create("next", os.MFD_CLOEXEC), SLOTS))
+        front = self._front(self._board)
         is_moa = self._original in (None, self._service)
         self.adopted = adopt_board(
             found, descriptors, lambda moved: is_moa or moved.spoke_moa, LIMITS
         )
         for moved in self.adopted.connections:
+            if steps is not None:
+                # No step before: until then the keeper of the first has it still.
+                counted = CountedSocket.of(moved.client, steps)
+                moved = dataclasses.replace(moved, client=counted)
             front.adopt(moved, self._peer())
             front.begin(moved.number)
         for descriptor in descriptors.values():
             os.close(descriptor)
         found.close()
+        if steps is not None:
+            steps.begin()
         await script(self)
         for session in list(front.sessions.values()):
             session.close()
@@ -260,5 +294,6 @@ class World:
 
     def close(self) -> None:
         self.client.close()
-        self._near.close()
+        if self._near is not None:
+            self._near.close()
         os.close(self._file)

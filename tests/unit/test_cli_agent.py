@@ -119,7 +119,7 @@ def test_supervisor_that_hangs_up(config: Path) -> None:
     assert "hung up in the middle" in seen.stderr
 
 
-@pytest.mark.parametrize("command", ["upgrade --to 1", "restart", "rollback", "status"])
+@pytest.mark.parametrize("command", ["upgrade --to 1", "restart", "rollback", "start", "status"])
 def test_without_a_supervisor(config: Path, command: str) -> None:
     seen = moactl("-c", config, "agent", *command.split())
     assert seen.exit_code == 1

@@ -1,11 +1,8 @@
-"""The supervisor as a real process, with scripted agents: real sockets, real deaths, no root."""
+"""Upgrades by the supervisor as a real process, with scripted agents: real sockets and deaths."""
 
 from __future__ import annotations
 
 import os
-import signal
-import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,28 +11,22 @@ import pytest
 
 from installer.client import AgentError
 from tests.support.lab import wait_until
-from tests.support.opsd import OpsdWorld, Store, notify_socket
+from tests.support.opsd import OpsdWorld, serving_world, short_home
 
 CHECK_FAILS = "registry.url: expected a URL"
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="moa-opsd-") as made:
-        yield Path(made)
+    with short_home() as made:
+        yield made
 
 
 @pytest.fixture
 def world(home: Path) -> Iterator[OpsdWorld]:
     """With an agent of version 1 that serves."""
-    made = OpsdWorld(home, bake_s=0)
-    made.confirm(made.environment("1"))
-    made.start()
-    try:
-        made.wait_serving()
+    with serving_world(home) as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_starts_the_version_that_was_confirmed(world: OpsdWorld) -> None:
@@ -61,14 +52,6 @@ def test_upgrade_and_rollback_by_hand(world: OpsdWorld) -> None:
     done = list(world.client.ask({"do": "rollback"}))[-1]
     assert (done["outcome"], done["ok"]) == ("upgraded", True)
     assert world.wait_serving()["version"] == "1"
-
-
-def test_crashed_agent_is_started_again_with_its_estate(world: OpsdWorld) -> None:
-    first = world.wait_serving()
-    os.kill(first["pid"], signal.SIGKILL)
-    wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 10, "another one")
-    assert f"--adopt {world.runtime_dir}/keeper-{first['pid']}.sock" in world.words()
-    assert world.client.status()["crashes"] == 1
 
 
 @pytest.mark.parametrize(
@@ -169,125 +152,12 @@ def test_both_die(home: Path) -> None:
         world.close()
 
 
-def test_crash_loop_opens_the_circuit(home: Path) -> None:
-    world = OpsdWorld(home, crashes=3, open_s=1, crash_window_s=5)
-    try:
-        world.confirm(world.environment("1", at={"serve": ["exit", 3]}))
-        world.start()
-        wait_until(lambda: '"circuit": "open"' in world.words(), 20, "the circuit is open")
-        status = world.client.status()
-        assert (status["circuit"], status["agents"]) == ("open", [])
-        assert world.wait_serving()["version"] == "1", "one is tried after a while"
-        assert world.client.status()["circuit"] == "half-open"
-        wait_until(lambda: world.client.status()["circuit"] == "closed", 20, "it is well again")
-    finally:
-        world.close()
-
-
-def test_estate_that_kills_is_released(home: Path) -> None:
-    """Who dies over an estate twice shall not have it a third time."""
-    world = OpsdWorld(home, crashes=9)
-    try:
-        world.confirm(world.environment("1", at={"adopt": "die"}))
-        world.start()
-        first = world.wait_serving()
-        os.kill(first["pid"], signal.SIGKILL)
-        wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 20, "another one")
-        assert world.client.status()["estates"] == 0
-    finally:
-        world.close()
-
-
-def test_killed_supervisor_finds_its_agent(world: OpsdWorld) -> None:
-    first = world.wait_serving()
-    world.kill()
-    assert first["pid"] in world.pids_of_agents()
+def test_stopped_during_an_upgrade(world: OpsdWorld) -> None:
+    """Both agents end, and the next start knows of no upgrade."""
+    lines = world.client.ask({"do": "upgrade", "to": str(world.environment("2")), "bake_s": 600})
+    next(line for line in lines if line["stage"] == "baking")
+    assert world.stop() == 0
+    wait_until(lambda: not world.pids_of_agents(), 10, "no agent and no keeper is left")
     world.start()
-    assert world.wait_serving()["pid"] == first["pid"]
-    os.kill(first["pid"], signal.SIGKILL)
-    wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 10, "it is in charge")
-
-
-def test_begins_anew_on_sighup(world: OpsdWorld) -> None:
-    """The same process, the configuration as it is now, and the agent lives on."""
-    first, opsd = world.wait_serving(), world.process
-    assert opsd is not None
-    world.config.write_text(world.config.read_text().replace("bake_s = 0", "bake_s = 600"))
-    opsd.send_signal(signal.SIGHUP)
-    wait_until(lambda: '"agents found"' in world.words() or None, 20, "it has begun anew")
-    assert world.wait_serving()["pid"] == first["pid"]
-    assert opsd.poll() is None
-    two = world.environment("2")
-    lines = world.client.ask({"do": "upgrade", "to": str(two)})
-    assert next(line for line in lines if line["stage"] == "baking")["left_s"] > 500
-    os.kill(first["pid"], signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{first['pid']}").exists(), 10, "it was reaped")
-
-
-def test_both_killed_and_the_estate_is_found(world: OpsdWorld) -> None:
-    first = world.wait_serving()
-    world.kill()
-    os.kill(first["pid"], signal.SIGKILL)
-    world.start()
-    second = world.wait_serving()
-    assert second["pid"] != first["pid"]
-    assert f"--adopt {world.runtime_dir}/keeper-{first['pid']}.sock" in world.words()
-
-
-@pytest.mark.parametrize("stage", ["starting", "giving", "baking"])
-def test_supervisor_killed_during_an_upgrade(world: OpsdWorld, stage: str) -> None:
-    script = {"starting": {"ready": "hang"}, "giving": {"take": "hang"}, "baking": {}}[stage]
-    first = world.wait_serving()
-    lines = world.client.ask(
-        {"do": "upgrade", "to": str(world.environment("2", at=script)), "bake_s": 1}
-    )
-    for line in lines:
-        if line["stage"] == stage:
-            break
-    world.kill()
-    world.start()
-    if stage == "baking":
-        wait_until(lambda: len(world.agents()) == 1, 20, "baked, and the old one has left")
-        assert world.wait_serving()["version"] == "2"
-        assert world.record()["current"] == str(world.home / "2")
-    else:
-        wait_until(lambda: len(world.agents()) == 1, 30, "the new one has gone")
-        assert world.wait_serving()["pid"] == first["pid"]
+    assert world.wait_serving()["version"] == "1", "the new one was not confirmed"
     assert world.record()["upgrade"] is None
-
-
-def test_one_supervisor_at_a_time(world: OpsdWorld) -> None:
-    first = world.process
-    assert first is not None
-    world.start()
-    second, world.process = world.process, first
-    assert second is not None
-    assert second.wait(20) == 1
-    assert f"a supervisor runs already (process {first.pid})" in world.words()
-
-
-def test_systemd_keeps_the_control_socket_and_the_agents_pidfd(home: Path) -> None:
-    """Over a crash of the supervisor: who asks meanwhile waits, and is answered."""
-    world = OpsdWorld(home)
-    world.confirm(world.environment("1"))
-    with notify_socket(home / "notify") as systemd:
-        env = {"NOTIFY_SOCKET": str(home / "notify")}
-        try:
-            world.start(env)
-            store = Store(systemd)
-            first = world.wait_serving()
-            store.until(f"agent-{first['pid']}")
-            world.kill()
-            answer = world.client.ask({"do": "status"})
-            waiting = threading.Thread(target=lambda: answers.extend(answer))
-            answers: list[dict[str, Any]] = []
-            waiting.start()
-            world.start(env, store.fds)
-            waiting.join(20)
-            assert answers
-            assert world.wait_serving()["pid"] == first["pid"]
-            os.kill(first["pid"], signal.SIGKILL)
-            store.until(f"FDSTOREREMOVE=1\nFDNAME=agent-{first['pid']}")
-        finally:
-            world.close()
-            store.close()

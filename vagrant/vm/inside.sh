@@ -72,7 +72,7 @@ forget_guests() {
 
 trap forget_guests EXIT
 trap 'exit 143' TERM INT
-rm -rf "$work/dot"
+forget_guests
 hide_libvirt
 if [ "$kvm" = yes ]; then
     export MOA_VM_DRIVER=kvm

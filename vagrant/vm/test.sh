@@ -18,13 +18,16 @@ suites=("$@")
 log=$PWD/build/test-vm.log
 pid=
 
+# unshare does not listen to SIGTERM while its child lives; when it is killed, the child is, and
+# with process 1 of their namespace all of them.
 end_guests() {
-    [ -z "$pid" ] || kill "$pid" 2>/dev/null || true
-    [ -z "$pid" ] || wait "$pid" 2>/dev/null || true
+    [ -n "$pid" ] || return 0
+    kill -KILL "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+    rm -rf "$work/pool" "$work/dot"
 }
 
 run_in_guests() {
-    # unshare ends its child when it is ended, and the pid namespace with it.
     unshare --pid --fork --kill-child --mount-proc --mount --net --propagation private \
         vagrant/vm/inside.sh "$work" "$1" "$kvm" &
     pid=$!

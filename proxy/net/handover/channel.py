@@ -46,7 +46,8 @@ class Channel:
 
     `on_frame` gets each frame with its descriptors, which are its to close; None in their
     place: this process could not open all of them, and those that came are closed again.
-    `on_lost` comes once, when the other end has gone or does not keep to the protocol.
+    `on_lost` comes once, when the other end has gone or does not keep to the protocol. An agent
+    that is killed leaves its socket to its keeper, so its process is watched, too.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
@@ -60,6 +61,8 @@ class Channel:
         self._arrived: deque[list[int] | None] = deque()
         self._out: deque[_Outgoing] = deque()
         self._is_closed = False
+        self._broken = ""
+        self._process: int | None = None
         sock.setblocking(False)
 
     @property
@@ -74,6 +77,23 @@ class Channel:
 
     def start(self) -> None:
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
+        try:
+            self._process = os.pidfd_open(self.peer.pid)
+        except ProcessLookupError:
+            self._loop.call_soon(self._on_death)
+        except OSError:
+            return  # Of another PID namespace; its socket must tell.
+        else:
+            self._loop.add_reader(self._process, self._on_death)
+
+    def _on_death(self) -> None:
+        self._hear_and_lose("the other agent has died")
+
+    def _hear_and_lose(self, why: str) -> None:
+        """What it said before counts."""
+        while not self._is_closed and self._receive():
+            continue
+        self._lose(why)
 
     def send(
         self,
@@ -86,7 +106,7 @@ class Channel:
         `on_sent` is called when the kernel has taken the frame: it will be delivered, whatever
         becomes of this process.
         """
-        if self._is_closed:
+        if self._is_closed or self._broken:
             return
         data = encode(message, len(descriptors), self.version)
         self._out.append(_Outgoing(memoryview(data), array.array("i", descriptors), on_sent))
@@ -94,7 +114,7 @@ class Channel:
             self._flush()
 
     def _flush(self) -> None:
-        while self._out and not self._is_closed:
+        while self._out and not (self._is_closed or self._broken):
             data, fds, on_sent = self._out[0]
             control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
             try:
@@ -103,7 +123,9 @@ class Channel:
                 self._loop.add_writer(self._sock.fileno(), self._on_writable)
                 return
             except OSError as error:
-                self._lose(f"cannot send: {error.strerror}")
+                # Told from the loop, and after what the other end has said: it may say why.
+                self._broken = f"cannot send: {error.strerror}"
+                self._loop.call_soon(self._hear_and_lose, self._broken)
                 return
             if sent < len(data):
                 self._out[0] = _Outgoing(data[sent:], array.array("i"), on_sent)
@@ -117,15 +139,19 @@ class Channel:
         self._flush()
 
     def _on_readable(self) -> None:
+        self._receive()
+
+    def _receive(self) -> bool:
+        """Whether there may be more."""
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(
                 _READ_SIZE, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
             self._lose(f"cannot receive: {error.strerror}")
-            return
+            return False
         fds = array.array("i")
         for level, kind, raw in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -137,13 +163,14 @@ class Channel:
             self._arrived.append(list(fds))
         if not data:
             self._lose("the other agent has closed the connection")
-            return
+            return False
         try:
             frames = self._reader.feed(data)
             for frame in frames:
                 self._deliver(frame)
         except HandoverError as error:
             self._lose(f"broke the protocol: {error}")
+        return True
 
     def _deliver(self, frame: Received) -> None:
         found: list[int] | None = []
@@ -170,6 +197,9 @@ class Channel:
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
+        if self._process is not None:
+            self._loop.remove_reader(self._process)
+            os.close(self._process)
         self._out.clear()
         while self._arrived:
             _close_all(self._arrived.popleft() or [])

@@ -43,12 +43,14 @@ class GiveSettings:
     """Times in seconds.
 
     A connection has `patience_s` to settle, and twice as long each time it is tried again;
-    what has not moved after `deadline_s` stays here until it ends.
+    what has not moved after `deadline_s` stays here until it ends. The clients of a batch wait
+    for the other agent's answer, `answer_s` at most: then it counts as dead.
     """
 
     deadline_s: float = 60.0
     patience_s: float = 0.1
     patience_max_s: float = 10.0
+    answer_s: float = 5.0
 
 
 class Progress(NamedTuple):
@@ -69,6 +71,7 @@ class _Frozen:
 
 @dataclass(slots=True)
 class _Batch:
+    sent_s: float
     sessions: dict[int, Served] = field(default_factory=dict)
     upstreams: list[IdleUpstream] = field(default_factory=list)
 
@@ -111,6 +114,7 @@ class Giver:
         self._total = 0
         self._left: set[int] = set()
         self._needs_table = False
+        self._has_shared = False
         self._has_stepped_back = False
         self._gave_upstreams = False
         self._has_ended = False
@@ -137,12 +141,13 @@ class Giver:
         shared = self._side.shared()
         message = pb.Shared(names=list(shared), next_number=self._side.next_number)
         self._channel.send(message, list(shared.values()))
+        self._has_shared = True
         self._deadline_s = self._loop.time() + self._settings.deadline_s
         self._timer = self._loop.call_later(self._settings.deadline_s, self._give_up_waiting)
 
     def _on_shared_accepted(self, why: str) -> None:
         if why:
-            self._fail(f"the other agent cannot take the listeners: {why}")
+            self._refuse(f"the other agent cannot take the listeners: {why}")
             return
         # The state first: who asks the other agent finds every count at least as high as here.
         state = self._side.state(is_last=False, with_table=self._needs_table)
@@ -164,6 +169,9 @@ class Giver:
             return
         now_s = self._loop.time()
         self._timer = self._loop.call_later(_TICK_S, self._tick)
+        if any(now_s - batch.sent_s > self._settings.answer_s for batch in self._batches.values()):
+            self._fail(f"the other agent did not answer in {self._settings.answer_s:g} s")
+            return
         if now_s >= self._deadline_s:
             self._give_up_waiting()
         for number, frozen in list(self._frozen.items()):
@@ -269,7 +277,7 @@ class Giver:
             self._send_batch()
 
     def _send_batch(self) -> None:
-        batch, moved, size, count = _Batch(), [], 0, 0
+        batch, moved, size, count = _Batch(self._loop.time()), [], 0, 0
         while self._ready and count <= MAX_DESCRIPTORS - 2 and size < _BATCH_BYTES:
             number, session = self._ready.popitem()
             if self._side.sessions.get(number) is not session:
@@ -314,7 +322,8 @@ class Giver:
                 for u in part
             ]
             descriptors = [u.sock.fileno() for u in part]
-            self._prepare(_Batch(upstreams=part), pb.Prepare(upstreams=found), descriptors)
+            batch = _Batch(self._loop.time(), upstreams=part)
+            self._prepare(batch, pb.Prepare(upstreams=found), descriptors)
 
     # What the taker says
 
@@ -385,8 +394,13 @@ class Giver:
     # When it does not happen
 
     def _refuse(self, why: str) -> None:
+        """Nothing has begun, and the other agent may try again."""
         self._channel.send(pb.Refuse(why=why))
-        self._fail(why)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._has_shared:
+            self._side.stay()
+        self._finish(why)
 
     def _on_channel_lost(self, why: str) -> None:
         if self._has_ended:
@@ -418,9 +432,10 @@ class Giver:
         self._batches.clear()
         self._waiting.clear()
         self._unacknowledged = 0
-        self._side.keep_state()
         if self._has_stepped_back:
             self._side.step_forward()
+        elif self._has_shared:
+            self._side.stay()
         self._finish(why)
 
     def _finish(self, why: str | None) -> None:

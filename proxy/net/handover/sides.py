@@ -52,8 +52,8 @@ class GivingSide(Protocol):
         `with_table`: and what the registry says, which takes its time.
         """
 
-    def keep_state(self) -> None:
-        """What `state` told was lost with the other agent: count on from there."""
+    def stay(self) -> None:
+        """The other agent was told of `shared`, and does not serve: all is as it was."""
 
     def idle_upstreams(self, *, is_last: bool) -> list[IdleUpstream]:
         """Connections to instances that may go along: half of them, and the last time all."""

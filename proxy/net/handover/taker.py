@@ -110,7 +110,12 @@ class Taker:
             self._channel.send(pb.Accepted(batch=message.batch, why=_TOO_MANY))
             return
         batch, why = _Batch(), ""
-        sockets = [socket.socket(fileno=fd) for fd in fds]
+        try:
+            sockets = [socket.socket(fileno=fd) for fd in fds]
+        except OSError as error:
+            _close_all(fds)
+            self._channel.send(pb.Accepted(batch=message.batch, why=str(error)))
+            return
         for sock in sockets:
             sock.setblocking(False)
         at = 0
@@ -128,9 +133,11 @@ class Taker:
                 continue
             batch.numbers.append(connection.number)
         for upstream, sock in zip(message.upstreams, sockets[at:], strict=False):
-            address = Address(upstream.host, upstream.port)
-            wire, last = Wire(upstream.wire), upstream.last_number
-            batch.upstreams.append((address, wire, upstream.local, last, sock))
+            address, last = Address(upstream.host, upstream.port), upstream.last_number
+            try:
+                batch.upstreams.append((address, Wire(upstream.wire), upstream.local, last, sock))
+            except ValueError:
+                sock.close()  # Of a protocol that this version does not speak.
         self._batches[message.batch] = batch
         self._channel.send(pb.Accepted(batch=message.batch, taken=batch.numbers, why=why))
 

@@ -31,7 +31,8 @@ _HEADS = {"turbo": struct.Struct(">IBhqi"), "turbo9": struct.Struct(">IBI")}
 
 
 class Seen:
-    """What the clients of one protocol have seen; `replies` are (ended_s, latency_ms)."""
+    """What the clients of one protocol have seen; `replies` are (ended_s, latency_ms), which
+    counts from when the request, or the burst that it is in, was sent."""
 
     def __init__(self) -> None:
         self.sent = self.ok = 0
@@ -99,17 +100,19 @@ class Connection:
 
 async def resp(link: Connection) -> None:
     """One request at a time."""
-    number, started_s = next(link.numbers), time.monotonic()
+    number = next(link.numbers)
     link.seen.sent += 1
     await link.send(frame(request("echo", number)), number)
+    started_s = time.monotonic()
     link.seen.answered(number, await link.resp_reply(), started_s)
 
 
 async def pipelined(link: Connection) -> None:
     """Many requests at once, whose replies come in their order."""
-    numbers, started_s = [next(link.numbers) for _ in range(BURST)], time.monotonic()
+    numbers = [next(link.numbers) for _ in range(BURST)]
     link.seen.sent += BURST
     await link.send(b"".join(frame(request("echo", n)) for n in numbers), numbers[0])
+    started_s = time.monotonic()
     for number in numbers:
         link.seen.answered(number, await link.resp_reply(), started_s)
 
@@ -121,9 +124,9 @@ def packets(form: str) -> Callable[[Connection], Awaitable[None]]:
         waiting: dict[int, tuple[int, float]] = {}
         for opaque in range(BURST):
             number = next(link.numbers)
-            waiting[opaque] = number, time.monotonic()
             link.seen.sent += 1
             await link.send(_packet(form, opaque, request("echo", number).encode()), number)
+            waiting[opaque] = number, time.monotonic()
         while waiting:
             opaque, body = await _read_packet(form, link.reader)
             number, started_s = waiting.pop(opaque)
@@ -153,9 +156,9 @@ async def raw(link: Connection) -> None:
     sent: deque[tuple[int, float]] = deque()
     for _ in range(BURST):
         number = next(link.numbers)
-        sent.append((number, time.monotonic()))
         link.seen.sent += 1
         await link.send(_BLOCK.pack(0xFEFFFFFFFFFFFFFF, number), number)
+        sent.append((number, time.monotonic()))
     while sent:
         number, started_s = sent.popleft()
         came = _BLOCK.unpack(await link.reader.readexactly(_BLOCK.size))[1]
