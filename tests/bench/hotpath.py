@@ -56,7 +56,7 @@ def measure(rounds: int, *, instructions: bool) -> list[PathCost]:
     seen: dict[Case, list[float]] = {case: [] for case in CASES}
     for _ in range(max(3, rounds)):
         for case in CASES:
-            seen[case].append(_cpu_us(case))
+            seen[case].append(cpu_us(case))
     return [
         PathCost(case, min(us), sorted(us)[len(us) // 2], _count(case) if instructions else None)
         for case, us in seen.items()
@@ -71,12 +71,13 @@ def table(costs: list[PathCost]) -> str:
     return "\n".join(lines)
 
 
-def _cpu_us(case: Case) -> float:
+def cpu_us(case: Case, warm_up: int = _WARM_UP, count: int = _ROUND) -> float:
+    """CPU time of one request, the mean of a round of `count`."""
     with _Agent(case, []) as agent:
-        agent.carry(_WARM_UP)
+        agent.carry(warm_up)
         before_s = agent.cpu_s()
-        agent.carry(_ROUND)
-        return 1e6 * (agent.cpu_s() - before_s) / _ROUND
+        agent.carry(count)
+        return 1e6 * (agent.cpu_s() - before_s) / count
 
 
 def _count(case: Case) -> int:
