@@ -196,13 +196,13 @@ class Front:
         self, number: int, taken: HandOver, moved: Moved | None = None
     ) -> MeshSession:
         is_outbound = taken.peer.direction is Direction.OUTBOUND
-        forwarder, dialled = self._forwarder, taken.peer.original
+        forwarder = self._forwarder
         prepare: Prepare = partial(forwarder.prepare, caller=taken.peer.caller)
         load: Callable[[], int | None] = _unknown
         if not is_outbound:
             assert self._local is not None
-            prepare = partial(self._local.prepare, dialled)
-            load = _unknown if dialled is None else partial(self._local.load, dialled)
+            service = self._local.service(taken.peer.original)
+            prepare, load = service.prepare, service.load
         return MeshSession(
             taken,
             self._mesh,
