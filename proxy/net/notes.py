@@ -99,7 +99,8 @@ class Notes(Inlet):
         """Begin, with `unread` as the last bytes of what was read; then the board shows it."""
         client.notes = self
         words, at = self.words, self._at
-        self._read = self._begun = self._base = self.done = client.bytes_in - len(unread)
+        # What another agent says it has read may be more than came here.
+        self._read = self._begun = self._base = self.done = max(0, client.bytes_in - len(unread))
         words[at + READ] = words[at + BEGUN] = words[at + BASE] = self._read
         words[at + OVERFLOW] = words[at + FACTS] = 0
         self._owed.start()
