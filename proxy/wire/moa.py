@@ -141,7 +141,7 @@ def _decode(text: str) -> object:
     """As `_DECODER.decode`, which looks for space around the value whether there is any or not."""
     if text.startswith("{"):
         value, end = _DECODER.raw_decode(text)
-        if end == len(text):
+        if end == len(text) or not text[end:].strip(" \t\n\r"):
             return value
     return _DECODER.decode(text)
 
