@@ -199,15 +199,24 @@ class AgentProcess:
             task.cancel()
 
     async def _end(self, group: asyncio.TaskGroup) -> None:
+        if self.role is Role.RETIRED and self._handover is not None:
+            await self._handover.wait_given()
         if self.role is not Role.SERVING:
             # Another agent serves, or the one before this one still does.
             self._locks.leave()
+            if self._app.sessions:
+                await self._app.drain(self._config.agent.drain_timeout_s)
             self._app.close()
             return
         self._entrance.close()
         if self._handover is not None:
-            # What is half given stays here, and is drained.
+            # What is half given stays here, and is drained. A retired one serves from now on:
+            # it opens the gate once it is left alone, and we touch it no more.
+            self._gate.shut()
+            self._gate.rest()
             self._handover.abandon()
+            if self._handover.is_shared:
+                self._locks.leave()
         log.info("draining", connections=len(self._app.sessions))
         withdrawal = group.create_task(self._announcer.withdraw())
         await self._app.drain(self._config.agent.drain_timeout_s)

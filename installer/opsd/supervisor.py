@@ -56,6 +56,7 @@ class Supervisor:
         self.leaves_agents = False
         """At its end."""
         self._notifier, self._withdraw, self._stored = notifier, withdraw, stored
+        self._watch = ending.Watch(settings.ops)
         self._to_release: set[int] = set()
         self._failed_adoptions = 0
         self._starting: asyncio.Task[None] | None = None
@@ -256,8 +257,7 @@ class Supervisor:
         if self._start_at_s is not None and now_s >= self._start_at_s and self._starting is None:
             self._start_at_s = None
             self._starting = self._run(self._start())
-        if self.current is not None:
-            ending.kill_if_stuck(self.current, now_s, self.settings.ops)
+        self._watch.look(self.current, now_s)
 
     def _until_next_s(self) -> float:
         if self._start_at_s is None:
