@@ -105,9 +105,11 @@ class Far:
         self.flush()
 
 
-def meshed(server: Server, retry_s: float = 60.0, size: int = 1) -> Forwarder:
+def meshed(
+    server: Server, retry_s: float = 60.0, size: int = 1, wire: Settings = WIRE
+) -> Forwarder:
     """A forwarder whose only instance says that it has an agent."""
-    mesh = MeshPoolSettings(WIRE, Origin("app", "zone"), size, retry_s, 2.0, mark=0)
+    mesh = MeshPoolSettings(wire, Origin("app", "zone"), size, retry_s, 2.0, mark=0)
     made = Forwarder(
         asyncio.get_running_loop(),
         ForwardSettings(WITHIN_S, LIMITS.max_element, pool_settings(), mesh),
@@ -218,7 +220,7 @@ async def test_who_says_no_hello_is_not_asked_again_soon(answer: bytes | None) -
 
 async def test_who_said_no_hello_is_asked_again_later() -> None:
     server = await Server.start()
-    calls = Calls(meshed(server, retry_s=0.0))
+    calls = Calls(meshed(server, retry_s=0.0, wire=Settings()))
     calls.start()
     own, sock = await two_ways(server)
     await own.answer(bulk(OK))
