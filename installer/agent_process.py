@@ -205,10 +205,17 @@ class AgentProcess:
             self._app.close()
             return
         self._entrance.close()
+        log.info("draining", connections=len(self._app.sessions))
+        if self._handover is not None and self._handover.can_go_back:
+            # That one serves from now on: what the node's one agent has is not ours to withdraw.
+            self._app.rest()
+            self._locks.leave()
+            self._handover.abandon()
+            await self._app.drain(self._config.agent.drain_timeout_s)
+            return
         if self._handover is not None:
             # What is half given stays here, and is drained.
             self._handover.abandon()
-        log.info("draining", connections=len(self._app.sessions))
         withdrawal = group.create_task(self._announcer.withdraw())
         await self._app.drain(self._config.agent.drain_timeout_s)
         await withdrawal

@@ -80,6 +80,7 @@ class Handover:
         self._mesh_state = 0
         self._giver: Giver | None = None
         self._taker: Taker | None = None
+        self._has_taken = False
         self._progress_s = 0.0
         self._listen()
         self._channel.start()
@@ -199,7 +200,13 @@ class Handover:
         taker.start(_free_descriptors())
 
     def _on_serving(self) -> None:
+        self._has_taken = True
         log.info("took the listeners over")
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether the other agent, which has served before us, serves again when we hang up."""
+        return self._has_taken and self._channel.is_open
 
     def _on_taken(self, why: str | None) -> None:
         taker, self._taker = self._taker, None
@@ -233,6 +240,9 @@ class Handover:
         """Hang up; nothing is called back."""
         self._timer.cancel()
         self._on_gone = lambda _why: None
+        if self._taker is not None:
+            self._taker.abandon()
+            self._taker = None
         self._channel.close()
 
 
