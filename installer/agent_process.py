@@ -202,6 +202,11 @@ class AgentProcess:
         if self.role is not Role.SERVING:
             # Another agent serves, or the one before this one still does.
             self._locks.leave()
+            if self._handover is None or not self._handover.is_giving:
+                if self._handover is not None:
+                    self._handover.close()
+                if self._app.sessions:  # They could not move: they end here, in their time.
+                    await self._app.drain(self._config.agent.drain_timeout_s)
             self._app.close()
             return
         self._entrance.close()

@@ -11,13 +11,18 @@ from tests.support import crowds
 from tests.support.crowds import PORT
 from tests.support.far_sockets import FarResp
 from tests.support.lab import Lab, wait_until
+from tests.support.upgrades import Upgrades
 
 pytestmark = pytest.mark.e2e
 
 
-def test_the_predecessor_of_a_stopped_agent_serves(lab: Lab) -> None:
+@pytest.fixture(scope="module")
+def upgrades(lab: Lab) -> Upgrades:
+    return crowds.begin(lab, timeout_s=1)
+
+
+def test_the_predecessor_of_a_stopped_agent_serves(upgrades: Upgrades, lab: Lab) -> None:
     """Its listeners are those of the kernel, before the other one has drained and after."""
-    upgrades = crowds.begin(lab)
     node, b = upgrades.node, lab.nodes["b"]
     first, second = upgrades.serving, upgrades.prepare()
     upgrades.give(second)
@@ -30,3 +35,21 @@ def test_the_predecessor_of_a_stopped_agent_serves(lab: Lab) -> None:
         wait_until(lambda: len(first.conns()) == 1, 5, "it is the first agent's")
     assert upgrades.agent.status()["pid"] == first.pid
     upgrades.upgrade().retire()
+
+
+def test_who_could_not_move_is_answered_by_a_stopped_retired_agent(
+    upgrades: Upgrades, lab: Lab
+) -> None:
+    """A connection that stayed, as its request takes longer than an upgrade, ends in its time."""
+    with FarResp.on(upgrades.node, lab.nodes["b"].ip4, PORT) as client:
+        successor = upgrades.prepare()
+        client.send(request("sleep", 2500))
+        wait_until(lambda: upgrades.serving.client.status()["requests"]["in_flight"], 5, "it")
+        first = upgrades.serving
+        first.link.do("give")
+        assert first.link.wait("given")["left"] == 1
+        successor.link.wait("taken")
+        upgrades.serving = successor
+        first.link.do("stop")
+        assert client.reply()["result"] == 2500
+        assert first.process.popen.wait(10) == 0, first.process.output
