@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Sequence
 
 import structlog
@@ -12,21 +13,40 @@ from installer.opsd.agent import Agent
 from installer.opsd.settings import OpsSettings
 from installer.opsd.upgrade_types import Manner
 
+_MISSED_S = 2.0
 LEAVE_S = 10.0
 """How long one that holds nothing may take to end."""
 
 log = structlog.get_logger("opsd")
 
 
-def kill_if_stuck(agent: Agent, now_s: float, ops: OpsSettings) -> None:
-    """Kill one that does not come to serve, or says nothing."""
-    if not agent.has_served:
-        if now_s - agent.held_since_s > ops.start_s:
-            log.error("agent killed: it does not serve", pid=agent.pid, within_s=ops.start_s)
+class Watch:
+    """Over the agent that serves."""
+
+    def __init__(self, ops: OpsSettings) -> None:
+        self._ops = ops
+        self._looked_s = time.monotonic()
+
+    def look(self, agent: Agent | None, now_s: float) -> None:
+        """Kill one that does not come to serve, or says nothing.
+
+        What was missed while nobody looked counts for nothing: the unit was frozen, or the
+        machine suspended, and the agent with us.
+        """
+        missed_s, self._looked_s = now_s - self._looked_s, now_s
+        if agent is None:
+            return
+        if missed_s > _MISSED_S:
+            agent.held_since_s += missed_s
+            agent.heard_s += missed_s
+        if not agent.has_served:
+            if now_s - agent.held_since_s > self._ops.start_s:
+                within_s = self._ops.start_s
+                log.error("agent killed: it does not serve", pid=agent.pid, within_s=within_s)
+                agent.signal(signal.SIGKILL)
+        elif now_s - agent.heard_s > self._ops.silent_s:
+            log.error("agent killed: it says nothing", pid=agent.pid, for_s=self._ops.silent_s)
             agent.signal(signal.SIGKILL)
-    elif now_s - agent.heard_s > ops.silent_s:
-        log.error("agent killed: it says nothing", pid=agent.pid, for_s=ops.silent_s)
-        agent.signal(signal.SIGKILL)
 
 
 async def see_off(agent: Agent, manner: Manner, drain_timeout_s: float) -> None:

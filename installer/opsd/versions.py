@@ -191,6 +191,13 @@ def save(state_dir: Path, record: Record) -> None:
         log.warning("record not written", path=str(path), error=error.strerror)
 
 
+def forget_upgrade(state_dir: Path) -> None:
+    """Of an upgrade that changed nothing."""
+    record = load(state_dir)
+    if record.upgrade is not None:
+        save(state_dir, replace(record, upgrade=None))
+
+
 def confirm(state_dir: Path, path: Path) -> None:
     """This environment's agent serves for good: it is the current one, the one before is the
     previous one. The installer's link follows when both are of its versions."""
