@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
+from interceptor.bpffs import locked
+from interceptor.node import LOCK_TIMEOUT_S
+from interceptor.node import Node as KernelNode
 from tests.e2e.clients.raw import request
 from tests.support import crowds
 from tests.support.crowds import PORT
@@ -53,3 +57,25 @@ def test_who_could_not_move_is_answered_by_a_stopped_retired_agent(
         first.link.do("stop")
         assert client.reply()["result"] == 2500
         assert first.process.popen.wait(10) == 0, first.process.output
+
+
+def test_the_retired_one_serves_while_a_command_has_the_lock_of_the_pins(
+    upgrades: Upgrades, lab: Lab
+) -> None:
+    """It waits for nobody, and brings its programs back as soon as it can."""
+    node = upgrades.node
+    first, second = upgrades.serving, upgrades.prepare()
+    upgrades.give(second)
+    with locked(KernelNode(node.root).tree):
+        begin_s = time.monotonic()
+        second.process.kill()
+        first.link.wait("refused")
+        upgrades.serving = first
+        with FarResp.on(node, lab.nodes["b"].ip4, PORT) as client:
+            assert client.call(request("echo", 7))["result"] == 7
+            wait_until(lambda: len(first.conns()) == 1, 5, "it is the first agent's")
+        assert time.monotonic() - begin_s < LOCK_TIMEOUT_S
+        assert "programs not brought back" in first.process.output
+    count = first.process.output.count('"programs"')
+    wait_until(lambda: first.process.output.count('"programs"') > count, 10, "they are back")
+    upgrades.upgrade().retire()
