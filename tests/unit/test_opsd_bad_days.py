@@ -1,7 +1,8 @@
-"""Over the agent that serves: who is killed for its silence, and who could not be heard."""
+"""The supervisor on bad days: nobody looked at an agent for a while, or the disk is full."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from installer.config import Config
+from installer.opsd import versions
 from installer.opsd.agent import Agent
 from installer.opsd.ending import Watch
 from installer.opsd.settings import OpsdSettings
@@ -47,3 +49,16 @@ def test_time_in_which_nobody_looked_is_no_silence(
         watch.look(agent, now_s + second)
     assert agent.was_killed
     assert process.wait(5) == -9
+
+
+def test_what_a_full_disk_did_not_take_is_remembered_all_the_same(tmp_path: Path) -> None:
+    """Otherwise a crash after an upgrade would start the version before it."""
+    versions.save(tmp_path, versions.Record("/old", None))
+    obstacle = tmp_path / "opsd.new"
+    obstacle.mkdir()
+    versions.confirm(tmp_path, Path("/new"))
+    assert versions.load(tmp_path) == versions.Record("/new", "/old")
+    obstacle.rmdir()
+    versions.forget_upgrade(tmp_path)
+    versions.save(tmp_path, versions.load(tmp_path))
+    assert json.loads((tmp_path / versions.RECORD).read_text())["current"] == "/new"
