@@ -269,6 +269,9 @@ class AgentProcess:
 
     def _adopt(self, path: Path) -> None:
         """Go on with the connections of an agent that died, besides our own."""
+        if self._handover is not None:
+            # What it had prepared here, and not committed, is its own, and in its estate.
+            self._handover.notice_death()
         try:
             estate = fetch(path, ADOPT_S)
         except EstateError as error:

@@ -230,6 +230,10 @@ class Handover:
         on_gone, self._on_gone = self._on_gone, lambda _why: None
         on_gone(why)
 
+    def notice_death(self) -> None:
+        """If the other agent has died, let that be seen to before anything else is."""
+        self._channel.notice_death()
+
     def abandon(self) -> None:
         """Stop giving: what was not committed is ours, and the other agent is left alone."""
         if self._giver is not None:

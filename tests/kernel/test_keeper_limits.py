@@ -1,10 +1,13 @@
-"""A keeper has the limit of descriptors of its birth, and its agent's table, which outgrows it."""
+"""Keepers with too low a limit of descriptors, and those that are none."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import pytest
 
 from installer import estate
 from tests.support.lab import REPO
@@ -37,3 +40,26 @@ def test_agent_with_more_descriptors_than_its_keeper_could_have_opened(tmp_path:
         assert got is not None
         assert got.names == ["last"]
         got.done()
+
+
+_STRANGER = """
+import os, socket, sys
+os.setgid(65534); os.setuid(65534)
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.bind(sys.argv[1]); s.listen()
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nothing_is_asked_of_another_user() -> None:
+    pipe = subprocess.PIPE
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o777)
+        path = Path(directory, "keeper-1.sock")
+        argv = [sys.executable, "-c", _STRANGER, str(path)]
+        with subprocess.Popen(argv, stdin=pipe, stdout=pipe) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"there\n"
+            with pytest.raises(estate.EstateError, match="user 65534 is there"):
+                estate.fetch(path, 0.5)
+            process.kill()

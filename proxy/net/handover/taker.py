@@ -79,6 +79,8 @@ class Taker:
 
     def _on_frame(self, received: Received, fds: list[int] | None) -> None:
         message = received.message
+        if fds and not isinstance(message, pb.Shared | pb.Prepare):
+            _close_all(fds)  # Nobody expects any.
         if isinstance(message, pb.Shared):
             self._on_shared(message, fds)
         elif isinstance(message, pb.Prepare):
