@@ -16,7 +16,7 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Werror -I/usr/include/$(MULTIARCH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format proto bench fuzz package test-package test-vm kernels clean
+.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format proto bench fuzz package test-package test-systemd test-vm kernels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ test-package: package ## install that .deb on a bare Debian, use it, purge it, a
 
 test-vm: package ## virtual machines by vagrant, the demo in them, and away, as root; takes minutes
 	@vagrant/vm/test.sh $(KERNELS)
+
+test-systemd: package ## the same demo between containers with systemd in each, as root; minutes
+	@vagrant/vm/containers.sh
 
 kernels: package ## try Debian's stock kernels one by one and write docs/KERNELS.md, as root
 	@vagrant/vm/kernels.sh build/kernels

@@ -4,6 +4,7 @@
 #   missing_debian PACKAGE...           prints those that are not installed
 #   install_debian PACKAGE... -- DAEMON...   installs, needs root; a DAEMON (a systemd unit) that
 #                                       this brought is disabled at the next boot as well
+#   debian_mirror                       prints the mirror that this machine uses itself
 
 policy=/usr/sbin/policy-rc.d
 policy_saved=$policy.before-moa-setup
@@ -62,3 +63,11 @@ install_debian() (
         systemctl --quiet disable "$@" 2>/dev/null || true
     fi
 )
+
+debian_mirror() {
+    local found
+    # shellcheck disable=SC2016 # apt's own variables
+    found=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN)' 'Created-By: Packages' |
+        awk '$2 == "Debian" { print $1; exit }')
+    printf '%s\n' "${found:-http://deb.debian.org/debian/}"
+}

@@ -199,28 +199,32 @@ class AgentProcess:
             task.cancel()
 
     async def _end(self, group: asyncio.TaskGroup) -> None:
+        if self.role is Role.RETIRED and self._handover is not None:
+            await self._handover.wait_given()
         if self.role is not Role.SERVING:
             # Another agent serves, or the one before this one still does.
             self._locks.leave()
-            if self._handover is None or not self._handover.is_giving:
-                if self._handover is not None:
-                    self._handover.close()
-                if self._app.sessions:  # They could not move: they end here, in their time.
-                    await self._app.drain(self._config.agent.drain_timeout_s)
+            if self._handover is not None:
+                self._handover.close()  # Who ends does not step forward any more.
+            if self._app.sessions:
+                await self._app.drain(self._config.agent.drain_timeout_s)
             self._app.close()
             return
         self._entrance.close()
-        log.info("draining", connections=len(self._app.sessions))
-        if self._handover is not None and self._handover.can_go_back:
-            # That one serves from now on: what the node's one agent has is not ours to withdraw.
-            self._app.rest()
-            self._locks.leave()
+        if self._handover is not None:
+            # What is half given stays here, and is drained. A retired one serves from now on:
+            # it opens the gate once it is left alone, and we touch it no more.
+            self._gate.shut()
+            self._gate.rest()
+            if self._handover.is_shared:
+                self._app.rest()
+                self._locks.leave()
             self._handover.abandon()
+        log.info("draining", connections=len(self._app.sessions))
+        if self._handover is not None and self._handover.is_shared:
+            # The other one serves, and its marks are the same.
             await self._app.drain(self._config.agent.drain_timeout_s)
             return
-        if self._handover is not None:
-            # What is half given stays here, and is drained.
-            self._handover.abandon()
         withdrawal = group.create_task(self._announcer.withdraw())
         await self._app.drain(self._config.agent.drain_timeout_s)
         await withdrawal

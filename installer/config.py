@@ -187,6 +187,10 @@ def _time_problems(config: Config) -> Iterator[Problem]:
             f"at most ops.restart_max_ms ({config.ops.restart_max_ms})",
             config.ops.restart_ms,
         )
+    if config.ops.silent_s * 1000 <= config.bpf.heartbeat_max_age_ms:
+        # Who is late is passed by first, and killed only when that does not end.
+        expected = f"more than bpf.heartbeat_max_age_ms ({config.bpf.heartbeat_max_age_ms})"
+        yield Problem("ops.silent_s", expected, config.ops.silent_s)
     if config.ops.move_s <= config.agent.handover_timeout_s:
         # Else it is taken back while the agents still try.
         expected = f"more than agent.handover_timeout_s ({config.agent.handover_timeout_s})"

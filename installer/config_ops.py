@@ -44,11 +44,13 @@ class Ops(Section):
         "A large registry that is far away takes seconds.",
     )
     silent_s: int = Field(
-        30,
+        5,
         ge=3,
         le=3600,
-        description="An agent whose loop says nothing for so long is killed, and its connections "
-        "are adopted. The kernel sends new ones past it after bpf.heartbeat_max_age_ms.",
+        description="An agent that says nothing for so long, which is a beat a second, is killed "
+        "and its connections are adopted; they wait until then. New ones the kernel sends past it "
+        "after bpf.heartbeat_max_age_ms. Time in which the supervisor did not run does not count. "
+        "Longer while you have a debugger at it.",
     )
     check_s: int = Field(
         30, ge=1, le=600, description="For the check of a new version, before anything is started."

@@ -67,6 +67,8 @@ class Handover:
         self.is_ready = False
         """Whether the other agent can take."""
         self.is_greeted = asyncio.Event()
+        self.is_shared = False
+        """Whether the other agent has the listeners and the locks, too."""
         self._loop = asyncio.get_running_loop()
         self._possession = possession
         self._settings = settings
@@ -80,8 +82,9 @@ class Handover:
         self._mesh_state = 0
         self._giver: Giver | None = None
         self._taker: Taker | None = None
-        self._has_taken = False
         self._progress_s = 0.0
+        self._has_given = asyncio.Event()
+        self._has_given.set()
         self._listen()
         self._channel.start()
         self._timer = self._loop.call_later(GREETING_S, self._on_silence)
@@ -152,6 +155,7 @@ class Handover:
     def _begin(self) -> None:
         if not self._is_asked or self._ready is None or self._giver is not None:
             return
+        self._has_given.clear()
         ready, self._ready = self._ready, None
         self.is_ready = self._is_asked = False
         self._giver = Giver(
@@ -165,9 +169,9 @@ class Handover:
         self._giver.max_mesh_state = min(self._mesh_state, STATE_FORMAT)
         self._giver.start(ready.descriptors, needs_table=ready.needs_table)
 
-    @property
-    def is_giving(self) -> bool:
-        return self._giver is not None
+    async def wait_given(self) -> None:
+        """Until what is being given is given, or is not."""
+        await self._has_given.wait()
 
     def _on_progress(self, progress: Progress) -> None:
         now_s = self._loop.time()
@@ -179,6 +183,8 @@ class Handover:
     def _on_given(self, why: str | None) -> None:
         giver, self._giver = self._giver, None
         assert giver is not None
+        self._has_given.set()
+        self.is_shared = self.is_shared or why is None
         if why is None:
             progress = giver.progress
             self._tell({"say": "given", "moved": progress.moved, "left": progress.left})
@@ -200,13 +206,8 @@ class Handover:
         taker.start(_free_descriptors())
 
     def _on_serving(self) -> None:
-        self._has_taken = True
+        self.is_shared = True
         log.info("took the listeners over")
-
-    @property
-    def can_go_back(self) -> bool:
-        """Whether the other agent, which has served before us, serves again when we hang up."""
-        return self._has_taken and self._channel.is_open
 
     def _on_taken(self, why: str | None) -> None:
         taker, self._taker = self._taker, None

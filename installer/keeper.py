@@ -215,7 +215,7 @@ class _Watch:
             return True
         if wish != "estate":
             raise _Gone
-        if is_alive and not _is_dead(self._pidfd):
+        if is_alive and not select.select([self._pidfd], [], [], 0)[0]:
             _say(asker, {"say": "refused", "why": f"the agent, process {self._agent}, lives"})
             return False
         return self._give(asker)
@@ -282,12 +282,6 @@ def _may_ask(asker: socket.socket) -> bool:
     credentials = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     _pid, uid, _gid = struct.unpack("=iII", credentials)
     return uid in (0, os.geteuid())
-
-
-def _is_dead(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _is_open(descriptor: int) -> bool:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
+
+import structlog
 
 from installer import keeper
 from installer.keeper import Keeper
 from interceptor.cgroup import Cgroup
 from proxy.net.board import Board
+
+log = structlog.get_logger("agent")
 
 _MOST_SLOTS = 1 << 20
 
@@ -37,9 +42,17 @@ class Keeping:
 
     @classmethod
     def begin(cls, runtime_dir: Path) -> Keeping | None:
-        """None: this process was started without a keeper."""
+        """None: this process was started without a keeper, or there can be no board."""
         kept = keeper.mine()
-        return None if kept is None else cls(kept, runtime_dir)
+        if kept is None:
+            return None
+        try:
+            return cls(kept, runtime_dir)
+        except (OSError, ValueError) as error:
+            log.warning("no board: a crash will lose every connection", error=str(error))
+            # It could give nothing to anybody, and would hold our locks after our death.
+            os.kill(kept.pid, signal.SIGKILL)
+            return None
 
     def name(self, descriptors: Mapping[str, int]) -> None:
         """Whoever adopts us gets these, and no others that had a name before."""

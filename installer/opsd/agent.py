@@ -56,7 +56,9 @@ class Agent:
         self.was_killed = False
         self.adopts = False
         """Whether it was started with a dead one's estate."""
-        self.held_since_s = self.heard_s = time.monotonic()
+        self.heard_s = time.monotonic()
+        self.watched_s = self.silent_s = 0.0
+        """Since it was held, and since it said something: of the time `watched`."""
         self.on_word: Callable[[Agent, Word], None] = lambda agent, word: None
         self.on_death: Callable[[Agent, str], None] = lambda agent, how: None
         self._runtime_dir = runtime_dir
@@ -90,6 +92,11 @@ class Agent:
         loop = asyncio.get_running_loop()
         loop.add_reader(self.pidfd, self._ended)
         self._connecting = loop.create_task(self._connect())
+
+    def watched(self, for_s: float) -> None:
+        """So long somebody looked, and would have heard it."""
+        self.watched_s += for_s
+        self.silent_s += for_s
 
     def let_go(self) -> None:
         """Forget it, alive or not."""
@@ -201,7 +208,7 @@ class Agent:
                 self._heard(word)
 
     def _heard(self, word: Word) -> None:
-        self.heard_s = time.monotonic()
+        self.heard_s, self.silent_s = time.monotonic(), 0.0
         name = word.get("say")
         if name == "hello":
             self._greet(word)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Sequence
 
 import structlog
@@ -13,39 +12,41 @@ from installer.opsd.agent import Agent
 from installer.opsd.settings import OpsSettings
 from installer.opsd.upgrade_types import Manner
 
-_MISSED_S = 2.0
 LEAVE_S = 10.0
 """How long one that holds nothing may take to end."""
+MAX_STEP_S = 0.5
+"""Two looks that are further apart than that were no looking: it was us who did not run."""
 
 log = structlog.get_logger("opsd")
 
 
 class Watch:
-    """Over the agent that serves."""
+    """Kills an agent that does not come to serve, or says nothing.
+
+    It judges by time in which the supervisor itself ran: while that was frozen, or the whole
+    machine was, no agent could be heard. One that is asked to end, or to give, is others'
+    business: they have deadlines of their own.
+    """
 
     def __init__(self, ops: OpsSettings) -> None:
         self._ops = ops
-        self._looked_s = time.monotonic()
+        self._looked_s: float | None = None
 
     def look(self, agent: Agent | None, now_s: float) -> None:
-        """Kill one that does not come to serve, or says nothing.
+        """At the only agent, or at nothing: to be called more often than every MAX_STEP_S."""
+        if self._looked_s is not None and agent is not None and not agent.was_killed:
+            agent.watched(min(now_s - self._looked_s, MAX_STEP_S))
+            self._judge(agent)
+        self._looked_s = now_s
 
-        What was missed while nobody looked counts for nothing: the unit was frozen, or the
-        machine suspended, and the agent with us.
-        """
-        missed_s, self._looked_s = now_s - self._looked_s, now_s
-        if agent is None:
-            return
-        if missed_s > _MISSED_S:
-            agent.held_since_s += missed_s
-            agent.heard_s += missed_s
+    def _judge(self, agent: Agent) -> None:
+        ops = self._ops
         if not agent.has_served:
-            if now_s - agent.held_since_s > self._ops.start_s:
-                within_s = self._ops.start_s
-                log.error("agent killed: it does not serve", pid=agent.pid, within_s=within_s)
+            if agent.watched_s > ops.start_s:
+                log.error("agent killed: it does not serve", pid=agent.pid, within_s=ops.start_s)
                 agent.signal(signal.SIGKILL)
-        elif now_s - agent.heard_s > self._ops.silent_s:
-            log.error("agent killed: it says nothing", pid=agent.pid, for_s=self._ops.silent_s)
+        elif agent.silent_s > ops.silent_s:
+            log.error("agent killed: it says nothing", pid=agent.pid, for_s=ops.silent_s)
             agent.signal(signal.SIGKILL)
 
 

@@ -56,11 +56,11 @@ class Supervisor:
         self.leaves_agents = False
         """At its end."""
         self._notifier, self._withdraw, self._stored = notifier, withdraw, stored
+        self._watch = ending.Watch(settings.ops)
         self._to_release: set[int] = set()
         self._failed_adoptions = 0
         self._starting: asyncio.Task[None] | None = None
         self._start_at_s: float | None = None
-        self._watch = ending.Watch(settings.ops)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:

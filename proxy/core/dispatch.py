@@ -29,23 +29,24 @@ from proxy.wire.moa import (
 from proxy.wire.moa_scan import scan_route
 from proxy.wire.redis_server import SessionState, answer, is_connection_command
 from proxy.wire.resp import Command, bulk
+from proxy.wire.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answer:
     """Send this reply; the upstream is not asked."""
 
     reply: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Forward:
     """Send the request to an instance of the service."""
 
     request: MoaRequest
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ToOriginal:
     """Send the command, as it is, to the address that was dialled.
 

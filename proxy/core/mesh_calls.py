@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from proxy.core.message import CODECS, Codec, Failure, MoaReply, MoaRequest, Outcome, Speech, Wire
+from proxy.core.message import (
+    CODECS,
+    OVER_MESH,
+    Codec,
+    Failure,
+    MoaReply,
+    MoaRequest,
+    Outcome,
+    Wire,
+)
 from proxy.core.model import PeerAgent
 from proxy.core.translate import CannotTranslate, reply_body
 from proxy.wire import hessian
@@ -96,7 +105,7 @@ def request_of(event: RequestReceived) -> MoaRequest | Failure:
         return Failure(Ec.SERIALIZATION, em)
     route = Route(header.service, header.group, header.method, header.props)
     body = joined(event.body)
-    return MoaRequest(route, body, Speech(Wire.MESH, codec), b"", header, event.deadline_s)
+    return MoaRequest(route, body, OVER_MESH[codec], b"", header, event.deadline_s)
 
 
 def mesh_reply(

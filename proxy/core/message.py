@@ -24,6 +24,10 @@ class Codec(Enum):
     JSON = "json"
     HESSIAN2 = "hessian2"
 
+    # Members are the same or not equal. Enum's own hash is a function of Python, and this one keys
+    # what every request looks up.
+    __hash__ = object.__hash__
+
 
 class Wire(Enum):
     """What carries a body; the values are those of the registry's `proto`."""
@@ -34,6 +38,8 @@ class Wire(Enum):
     MESH = "mesh"
     """Between agents; what an instance itself speaks is one of the others."""
 
+    __hash__ = object.__hash__
+
 
 class Speech(NamedTuple):
     """How an instance is spoken to."""
@@ -43,6 +49,7 @@ class Speech(NamedTuple):
 
 
 RESP_JSON = Speech(Wire.RESP, Codec.JSON)
+OVER_MESH = {codec: Speech(Wire.MESH, codec) for codec in Codec}
 _ONLY_RESP = ("resp",)
 _OWN = (Wire.RESP, Wire.TURBO, Wire.TURBO9)
 """What an instance without an agent can speak."""
@@ -180,5 +187,5 @@ def _reply_of_mesh(answer: ResponseReceived) -> MoaReply:
     codec = CODECS.get(header.codec)
     if codec is None:
         problem = f"replied in body codec {header.codec}, which is not spoken here"
-        return MoaReply(None, Speech(Wire.MESH, Codec.JSON), b"", problem, header)
-    return MoaReply(body, Speech(Wire.MESH, codec), b"", "", header)
+        return MoaReply(None, OVER_MESH[Codec.JSON], b"", problem, header)
+    return MoaReply(body, OVER_MESH[codec], b"", "", header)

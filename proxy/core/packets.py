@@ -9,9 +9,19 @@ from __future__ import annotations
 from functools import partial
 
 from proxy.core import heavy
-from proxy.core.dispatch import Answer, Dialled, Forward, Splice, ToOriginal, Verdict
+from proxy.core.dispatch import (
+    Answer,
+    Dialled,
+    Forward,
+    Splice,
+    ToOriginal,
+    Verdict,
+    died_with,
+    may_run_twice,
+)
 from proxy.core.message import Codec, Failure, MoaRequest, speech_of_packet
 from proxy.core.model import ServiceTable
+from proxy.core.policy import Policies
 from proxy.core.translate import packet_failure
 from proxy.wire import hessian
 from proxy.wire.moa import EMPTY_REQUEST, UNSENT, BadRequest, Ec, NotMoa, Route
@@ -26,7 +36,7 @@ from proxy.wire.turbo import (
     encode_pong,
     read_body,
 )
-from proxy.wire.turbo_types import HEAD9, HEAD19
+from proxy.wire.turbo_types import END9, HEAD9, HEAD19
 
 _NOTHING = Answer(b"")
 
@@ -111,8 +121,27 @@ def judge_packet_inbound(packet: Packet, request: Request, *, is_first: bool) ->
     return ToOriginal(partial(packet_failure, Failure(Ec.REMOTING, why), packet), uri)
 
 
+def judge_packet_again(
+    packet: Packet, request: Request, verdict: Answer | Forward | ToOriginal, policies: Policies
+) -> Answer | Forward | ToOriginal:
+    """The verdict on a packet that an agent which died had begun to serve, as `judge_again`."""
+    if isinstance(verdict, Answer):
+        return verdict
+    uri = request.route.uri if isinstance(request, MoaRequest) else ""
+    if isinstance(request, MoaRequest) and may_run_twice(request.route, policies):
+        return verdict
+    return Answer(packet_failure(Failure(Ec.REMOTING, died_with(uri)), packet))
+
+
 def head_size(form: Form) -> int:
     return HEAD19.size if form is Form.PACKET19 else HEAD9.size
+
+
+def size_of(head: bytes, form: Form) -> int:
+    """Of the whole packet that begins like this."""
+    if form is Form.PACKET19:
+        return HEAD19.size + int(HEAD19.unpack_from(head)[-1])
+    return HEAD9.size + int(HEAD9.unpack_from(head)[-1]) + len(END9)
 
 
 def head_of(begun: bytes, form: Form) -> Packet:

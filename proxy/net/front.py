@@ -129,6 +129,21 @@ class Front:
         self._counters.connections += 1
         self.sessions[number] = session
         self._adopted[number] = session, moved
+        if moved.server is None and not moved.to_client:
+            # We may be killed before we read that it is ours alone. Who gave it knows by its
+            # socket whether it still has it (`Possession.inherit`).
+            self._note_taken(session, moved)
+
+    def _note_taken(self, session: Session | PacketSession | MeshSession, moved: Moved) -> None:
+        """Without notes it is served as well; only our own death would cost it."""
+        if isinstance(session, MeshSession) or self._board is None or session.notes is not None:
+            return
+        try:
+            now = totals(moved.client, dialled=False)
+        except OSError:
+            return
+        session.client.count_from(now.read, now.written)
+        self._note(session, moved.kind, moved.unread)
 
     def _taken(self, moved: Moved, peer: Peer) -> HandOver:
         """As if a session of this agent had found out what the client speaks."""
@@ -141,10 +156,7 @@ class Front:
         if number not in self._adopted:
             return
         session, moved = self._adopted.pop(number)
-        if not isinstance(session, MeshSession) and self._board is not None:
-            now = totals(moved.client, dialled=False)
-            session.client.count_from(now.read, now.written)
-            self._note(session, moved.kind, moved.unread)
+        self._note_taken(session, moved)
         if isinstance(session, PacketSession):
             session.start()
         else:
@@ -184,13 +196,13 @@ class Front:
         self, number: int, taken: HandOver, moved: Moved | None = None
     ) -> MeshSession:
         is_outbound = taken.peer.direction is Direction.OUTBOUND
-        forwarder, dialled = self._forwarder, taken.peer.original
+        forwarder = self._forwarder
         prepare: Prepare = partial(forwarder.prepare, caller=taken.peer.caller)
         load: Callable[[], int | None] = _unknown
         if not is_outbound:
             assert self._local is not None
-            prepare = partial(self._local.prepare, dialled)
-            load = _unknown if dialled is None else partial(self._local.load, dialled)
+            service = self._local.service(taken.peer.original)
+            prepare, load = service.prepare, service.load
         return MeshSession(
             taken,
             self._mesh,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from proxy.core.deadline import effective_timeout_s
 from proxy.core.message import (
     Answer,
+    Codec,
     Failure,
     MoaRequest,
     Outcome,
@@ -21,6 +22,7 @@ from proxy.core.message import (
 )
 from proxy.core.model import Address, Instance, ServiceTable
 from proxy.core.translate import CannotTranslate, request_frame
+from proxy.net.deadlines import Deadlines, Wheel
 from proxy.net.pool import Pool
 from proxy.net.pool_types import PoolSettings, Unavailable, Waiter
 from proxy.net.pools import Pools
@@ -48,33 +50,24 @@ class LocalServices:
         self.timeout_s = timeout_s
         self.max_body = max_body
         self.pools = Pools(loop, settings, metrics, _loop_guard)
-        self._table = ServiceTable()
+        self.table = ServiceTable()
+        self.deadlines = Deadlines(loop)
         self._instances: dict[Address, Instance] = {}
 
     def update(self, table: ServiceTable) -> None:
         """What the services of this node speak may have changed."""
-        self._table = table
+        self.table = table
         self._instances.clear()
 
-    def load(self, address: Address) -> int:
-        """Requests under way to a service of this node, from agents."""
-        return self.pools.load(address)
+    def service(self, address: Address | None) -> LocalService:
+        """What an agent's connection asks that dialled this address; None: nobody knows which."""
+        return LocalService(self, address)
 
-    def prepare(
-        self, address: Address | None, request: MoaRequest, on_outcome: OutcomeCallback
-    ) -> LocalCall:
-        """A call to be started; `on_outcome` gets the reply, unless it is cancelled."""
-        if address is None:
-            return LocalCall(self, None, request, request.speech, on_outcome)
-        speech = speech_of(self._instance(address), request.speech)
-        pool = self.pools.get(address, speech.wire)
-        return LocalCall(self, pool, request, speech, on_outcome)
-
-    def _instance(self, address: Address) -> Instance:
+    def instance(self, address: Address) -> Instance:
         """The registry's entry of an address; one that is in none speaks RESP."""
         found = self._instances.get(address)
         if found is None:
-            listed = self._table.instances_by_key.values()
+            listed = self.table.instances_by_key.values()
             found = next(
                 (i for instances in listed for i in instances if i.address == address),
                 Instance(address),
@@ -90,6 +83,38 @@ def _loop_guard(address: Address) -> str:
     return LOOP_GUARD6 if ":" in address.host else LOOP_GUARD4
 
 
+class LocalService:
+    """One service of this node. How it is spoken to is found once, until the table changes."""
+
+    __slots__ = ("_address", "_services", "_table", "_ways")
+
+    def __init__(self, services: LocalServices, address: Address | None) -> None:
+        self._services = services
+        self._address = address
+        self._table = services.table
+        self._ways: dict[Codec, tuple[Speech, Pool]] = {}
+        """By the codec of the request."""
+
+    def load(self) -> int | None:
+        """Requests under way to it, from agents."""
+        return None if self._address is None else self._services.pools.load(self._address)
+
+    def prepare(self, request: MoaRequest, on_outcome: OutcomeCallback) -> LocalCall:
+        """A call to be started; `on_outcome` gets the reply, unless it is cancelled."""
+        services = self._services
+        if self._address is None:
+            return LocalCall(services, None, request, request.speech, on_outcome)
+        if self._table is not services.table:
+            self._table = services.table
+            self._ways.clear()
+        codec = request.speech.codec
+        way = self._ways.get(codec)
+        if way is None:
+            speech = speech_of(services.instance(self._address), request.speech)
+            way = self._ways[codec] = speech, services.pools.get(self._address, speech.wire)
+        return LocalCall(services, way[1], request, way[0], on_outcome)
+
+
 class LocalCall:
     """One request and its one outcome, at the latest at its deadline."""
 
@@ -102,8 +127,8 @@ class LocalCall:
         "_sent_on",
         "_services",
         "_speech",
-        "_timer",
         "_waiter",
+        "_wheel",
     )
 
     def __init__(
@@ -123,7 +148,7 @@ class LocalCall:
         self._waiter: Waiter | None = None
         self._sent_on: Upstream | None = None
         self._number = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._wheel: Wheel | None = None
         self._done = False
 
     @property
@@ -134,10 +159,15 @@ class LocalCall:
         if self._pool is None:
             self._end(Failure(Ec.REMOTING, f"{UNSENT}the dialled address is unknown", True))
             return
-        loop, deadline_s = self._services.loop, self._request.deadline_s
+        services, deadline_s = self._services, self._request.deadline_s
+        now_s = services.loop.time()
         if deadline_s is None:
-            deadline_s = loop.time() + effective_timeout_s(default_s=self._services.timeout_s)
-        self._timer = loop.call_at(deadline_s, self._expire)
+            timeout_s = effective_timeout_s(default_s=services.timeout_s)
+        else:
+            # In whole milliseconds, as the caller's agent says it: most requests share a few.
+            timeout_s = max(0.0, round(deadline_s - now_s, 3))
+        self._wheel = services.deadlines.of(timeout_s)
+        self._wheel.add(self._expire, now_s + timeout_s)
         self._waiter = Waiter(self._on_connection, self._on_unavailable)
         self._pool.acquire(self._waiter)
 
@@ -176,6 +206,8 @@ class LocalCall:
         self._end(Failure(Ec.REMOTING, em))
 
     def _expire(self) -> None:
+        if self._done:
+            return
         self._let_go()
         em = f"{self._uri}: no reply from the local service before the deadline"
         self._end(Failure(Ec.TIMEOUT, em))
@@ -185,7 +217,7 @@ class LocalCall:
         if not self._done:
             self._done = True
             self._let_go()
-            self._stop_timer()
+            self._drop_deadline()
 
     def _let_go(self) -> None:
         if self._pool is None:
@@ -200,9 +232,9 @@ class LocalCall:
     def _end(self, outcome: Outcome) -> None:
         if not self._done:
             self._done = True
-            self._stop_timer()
+            self._drop_deadline()
             self._on_outcome(outcome)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    def _drop_deadline(self) -> None:
+        if self._wheel is not None:
+            self._wheel.remove(self._expire)

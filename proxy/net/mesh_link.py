@@ -100,7 +100,13 @@ class MeshLink:
         while connection.wants_write and not stream.has_unsent:
             for part in connection.data_to_send(PULL_BYTES):
                 stream.write(part)
-        if connection.finished and not self._said_fin and not stream.has_unsent:
+        # `finished` says all of it, but hardly a connection is closing.
+        if (
+            connection.closing
+            and connection.finished
+            and not self._said_fin
+            and not stream.has_unsent
+        ):
             self._said_fin = True
             stream.write_eof()
             self._rearm(self._loop.time() + LINGER_S)

@@ -87,4 +87,4 @@ class Moved:
     """Adoption: so many of the requests at the head of `unread` may have been executed: they
     get an error in their turn, or are sent again when their methods are idempotent."""
     lost_packets: tuple[bytes, ...] = ()
-    """Adoption: heads of packets that were under way; each gets an error."""
+    """Adoption: heads of packets that were under way and whose rest is gone; each gets an error."""

@@ -28,11 +28,6 @@ from proxy.net.board import (
     OUT_END,
     OUT_START,
     OVERFLOW,
-    OWED,
-    OWED_AT,
-    OWED_HEAD,
-    OWED_MOST,
-    OWED_SIZE,
     READ,
     SPILL_START,
     TO_CLIENT,
@@ -44,9 +39,15 @@ from proxy.net.board import (
 )
 from proxy.net.moved import Kind
 from proxy.net.note_parts import FarNotes, Inlet, Kept
+from proxy.net.owed import Owed
 from proxy.net.spill import Spill
 from proxy.net.stream import Stream
 from proxy.net.totals import totals
+
+KEEP_MOST = 1024 * 1024
+"""Of packets that have begun no more is kept than this, of one connection."""
+CLOSE_UP_AT = 4096
+"""A journal of packets is not moved for less."""
 
 
 class Notes(Inlet):
@@ -62,9 +63,7 @@ class Notes(Inlet):
         "_begun",
         "_board",
         "_described",
-        "_entries",
         "_entry",
-        "_free",
         "_journals",
         "_out",
         "_owed",
@@ -87,10 +86,7 @@ class Notes(Inlet):
         self._spill: Spill | None = None
         self._out = Kept(self, "out", self._at + OUT_START, self._at + OUT_END)
         self.far_out = Kept(self, "far_out", self._at + FAR_START, self._at + FAR_END)
-        self._entries: dict[int, int] = {}
-        """Of packets that are owed a reply, by their numbers."""
-        self._free: list[int] = []
-        self._owed = 0
+        self._owed = Owed(board, self._slot)
         self._journals = True
         self._described = b""
         self._turn = 0
@@ -100,10 +96,11 @@ class Notes(Inlet):
         """Begin, with `unread` as the last bytes of what was read; then the board shows it."""
         client.notes = self
         words, at = self.words, self._at
-        self._read = self._begun = self._base = self.done = client.bytes_in - len(unread)
+        # What another agent says it has read may be more than came here.
+        self._read = self._begun = self._base = self.done = max(0, client.bytes_in - len(unread))
         words[at + READ] = words[at + BEGUN] = words[at + BASE] = self._read
-        words[at + OWED] = words[at + OVERFLOW] = 0
-        words[at + FACTS] = 0
+        words[at + OVERFLOW] = words[at + FACTS] = 0
+        self._owed.start()
         self.writing(client.bytes_out)
         self.writing(client.bytes_out)
         self.describe(facts)
@@ -149,30 +146,49 @@ class Notes(Inlet):
         return data
 
     def _append(self, data: bytes) -> None:
-        read = self._read
-        if self.done == read != self._base:
+        read, needed = self._read, self._needed
+        if needed == read != self._base:
             # Nothing waits: from the start of the journal again.
             self._base = self.words[self._at + BASE] = read
             if self._spill is not None:
                 self._end_spill()
+        elif needed < self.done and self._spill is None:
+            self._close_up(needed)
         begin = read - self._base
         end = begin + len(data)
         if self._spill is None and end <= JOURNAL_SIZE:
             at = self._slot + JOURNAL_AT
             self._map[at + begin : at + end] = data
         else:
-            self._append_to_spill(data)
+            self._append_to_spill(data, needed)
         self._read = self.words[self._at + READ] = read + len(data)
 
-    def _append_to_spill(self, data: bytes) -> None:
+    @property
+    def _needed(self) -> int:
+        """Where the input begins that somebody may still ask for."""
+        start = self._spill.start if self._spill is not None else self._base
+        needed = self._owed.oldest(start, self.done)
+        return needed if self._read - needed <= KEEP_MOST else self.done
+
+    def _close_up(self, needed: int) -> None:
+        """Begin the journal with what is needed, once that does not lie upon its new place: a
+        reader finds it at the old place until the one word is written, then at the new one."""
+        size = self._read - needed
+        if CLOSE_UP_AT <= needed - self._base >= size:
+            at = self._slot + JOURNAL_AT
+            old = at + needed - self._base
+            self._map[at : at + size] = self._map[old : old + size]
+            self._base = self.words[self._at + BASE] = needed
+
+    def _append_to_spill(self, data: bytes, needed: int) -> None:
         spill = self._spill
         if spill is None:
             at = self._slot + JOURNAL_AT - self._base
-            waiting = self._map[at + self.done : at + self._read]
-            self._use_spill(Spill(self.done, waiting + data))
+            waiting = self._map[at + needed : at + self._read]
+            self._use_spill(Spill(needed, waiting + data))
             return
         spill.append(data)
-        if (smaller := spill.rest(self.done)) is not None:
+        if (smaller := spill.rest(needed)) is not None:
             self._end_spill()
             self._use_spill(smaller)
 
@@ -198,28 +214,12 @@ class Notes(Inlet):
 
     # Packets that are owed a reply
 
-    def owe(self, opaque: int, raw: bytes) -> None:
+    def owe(self, opaque: int, raw: bytes, *, is_kept: bool) -> None:
         """This packet, the next of the input, is a request that is served from now on."""
-        if opaque in self._entries:
+        if not self._owed.add(opaque, raw, self._begun, is_kept=is_kept):
             self.lose_track()
-        elif (number := self._new_entry()) >= 0:
-            self._entries[opaque] = number
-            begin = self._slot + OWED_AT + number * OWED_SIZE
-            self._map[begin + 16 : begin + 16 + OWED_HEAD] = raw[:OWED_HEAD].ljust(OWED_HEAD)
-            self.words[begin // 8] = self._begun
-            self.words[begin // 8 + 1] = 0
-            self.words[self._at + OWED] = self._owed
         # No sooner is it out of the journal.
         self.pass_over(len(raw))
-
-    def _new_entry(self) -> int:
-        if self._free:
-            return self._free.pop()
-        if self._owed == OWED_MOST:
-            self.lose_track()
-            return -1
-        self._owed += 1
-        return self._owed - 1
 
     def pass_over(self, size: int) -> None:
         """So much more of the input is dealt with."""
@@ -228,11 +228,7 @@ class Notes(Inlet):
 
     def settle(self, opaque: int, written: int) -> None:
         """A reply is about to be written; `written` is the client's count with it."""
-        number = self._entries.pop(opaque, -1)
-        if number >= 0:
-            at = self._at + (OWED_AT + number * OWED_SIZE) // 8
-            self.words[at + 1] = written + 1
-            self._free.append(number)
+        self._owed.settle(opaque, written)
 
     # Output
 

@@ -11,9 +11,16 @@ from collections.abc import Callable
 
 from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict, died_with
 from proxy.core.heavy import Done, Job
-from proxy.core.message import Failure, Outcome
+from proxy.core.message import Failure, MoaRequest, Outcome
 from proxy.core.model import Address
-from proxy.core.packets import Request, found_request, head_of, read_request, refuse
+from proxy.core.packets import (
+    Request,
+    found_request,
+    head_of,
+    judge_packet_again,
+    read_request,
+    refuse,
+)
 from proxy.core.translate import packet_failure, packet_reply
 from proxy.net.backend import Backend, Call
 from proxy.net.facts import facts_of
@@ -63,6 +70,8 @@ class PacketSession:
         self._first = taken.first
         self._moved: Moved | None = None
         """Between `restore` and `start`."""
+        self._begun_before = 0
+        """Packets at the head of the input that another agent had begun before it died."""
         form = _FORMS[taken.protocol]
         self._reader = PacketReader(
             forwarder.loop,
@@ -103,6 +112,7 @@ class PacketSession:
                 self._lane.adopt(moved.server, moved.to_server)
                 if self.notes is not None:
                     self.notes.far_is_idle(self._lane.stream)
+            self._begun_before = moved.begun
             for head in moved.lost_packets:
                 packet = head_of(head, self._reader.form)
                 em = died_with(self.service)
@@ -188,7 +198,12 @@ class PacketSession:
             return
         self._is_pumping = True
         try:
-            while self._reader.packets and self._has_room() and not self._is_held():
+            # What had begun had room before; it is noted again before anything else happens.
+            while (
+                self._reader.packets
+                and (self._begun_before or self._has_room())
+                and not self._is_held()
+            ):
                 self._serve(self._reader.packets.popleft())
         finally:
             self._is_pumping = False
@@ -255,10 +270,17 @@ class PacketSession:
         if isinstance(verdict, Splice):
             self._begin_splice(packet.raw)
             return
+        policies = self._forwarder.settings.policies
+        if self._begun_before:
+            self._begun_before -= 1
+            verdict = judge_packet_again(packet, request, verdict, policies)
         self.requests += 1
         is_request = packet.cmd is Cmd.REQ
         if self.notes is not None and is_request:
-            self.notes.owe(packet.opaque, packet.raw)
+            is_kept = isinstance(request, MoaRequest) and bool(
+                policies.of(request.route.uri).idempotent
+            )
+            self.notes.owe(packet.opaque, packet.raw, is_kept=is_kept)
         if isinstance(verdict, Answer):
             self._reply(packet, verdict.reply)
         elif isinstance(verdict, Forward):

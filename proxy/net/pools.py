@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
 
-from proxy.core.message import Speech, Wire, speech_of
+from proxy.core.message import OVER_MESH, Speech, Wire, speech_of
 from proxy.core.model import Address, Instance
 from proxy.net.mesh_pool import MeshPool, MeshPoolSettings
 from proxy.net.pool import Pool
@@ -70,7 +70,7 @@ class Pools:
         if self._mesh is not None and "mesh" in instance.protocols:
             mesh = self._mesh_pools.get(instance.address) or self._new_mesh(instance.address)
             if mesh is not None and mesh.is_ready():
-                return Speech(Wire.MESH, own.codec), mesh
+                return OVER_MESH[own.codec], mesh
         return own, self.get(instance.address, own.wire)
 
     def _new_mesh(self, address: Address) -> MeshPool | None:
@@ -93,7 +93,9 @@ class Pools:
             pool.drop_idle()
 
     def get(self, address: Address, wire: Wire) -> Pool:
-        by_wire = self._pools.setdefault(address, {})
+        by_wire = self._pools.get(address)
+        if by_wire is None:
+            by_wire = self._pools[address] = {}
         pool = by_wire.get(wire)
         if pool is None:
             pool = by_wire[wire] = self._new(address, wire)

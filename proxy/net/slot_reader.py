@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from proxy.core.packets import head_size, size_of
 from proxy.net.board import (
     BASE,
     BEGUN,
@@ -42,6 +43,7 @@ from proxy.net.moved import Kind, Moved
 from proxy.net.spill import read_spill
 from proxy.net.totals import totals
 from proxy.wire.resp import Limits, ProtocolError, RequestParser
+from proxy.wire.turbo import Form
 
 
 class Lost(Exception):
@@ -192,27 +194,46 @@ class SlotReader:
     def _packets(self, moved: Moved, to_client: bytes, is_moa: IsMoa) -> Moved:
         begun = self._words[BEGUN]
         owed = self._owed(begun, self.client.written + len(to_client))
+        whole = [self._whole(begin, head) for begin, head in owed]
         if owed and self._far is None and not is_moa(moved):
             raise Lost("what its server was asked is gone")
         server = self._lane(moved, is_busy=bool(owed), is_moa=is_moa)
         return replace(
             moved,
-            unread=self._input(begun),
+            unread=b"".join(whole) + self._input(begun),
             to_client=to_client,
-            lost_packets=tuple(owed),
+            begun=sum(map(bool, whole)),
+            lost_packets=tuple(
+                head for (_, head), packet in zip(owed, whole, strict=True) if not packet
+            ),
             server=server,
             requests=int(begun > 0),
         )
 
-    def _owed(self, begun: int, written: int) -> list[bytes]:
-        """Heads of the packets that have begun and whose replies are not among those bytes."""
+    def _owed(self, begun: int, written: int) -> list[tuple[int, bytes]]:
+        """Where the packets that have begun, and whose replies are not among those bytes, are in
+        the input; and their heads."""
         found = []
         for number in range(min(self._words[OWED], OWED_MOST)):
             at = self._at + OWED_AT + number * OWED_SIZE
             begin, settled = self._board.words[at // 8], self._board.words[at // 8 + 1]
             if begin < begun and not 0 < settled <= written + 1:
                 found.append((begin, self._board.map[at + 16 : at + 16 + OWED_HEAD]))
-        return [head for _begin, head in sorted(found)]
+        return sorted(found)
+
+    def _whole(self, begin: int, head: bytes) -> bytes:
+        """A packet that has begun, if the journal still has it."""
+        form = Form.PACKET19 if self._entry.kind is Kind.TURBO else Form.PACKET9
+        is_spilled, end = self._entry.spill >= 0, begin + size_of(head, form)
+        start = self._words[SPILL_START] if is_spilled else self._words[BASE]
+        is_there = not is_spilled or self._entry.spill in self._descriptors
+        if not (is_there and start <= begin < end <= self._words[BEGUN]):
+            return b""
+        with suppress(Lost):
+            packet = self._journal(begin, end)
+            if packet.startswith(head[: head_size(form)]):
+                return packet
+        return b""
 
     # Bytes that pass both ways
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
+
+from proxy.wire.value import value
 
 MAX_URI_CHARS = 512
 """A service URI names keys of the registry and labels of metrics, so it has a bound."""
@@ -81,7 +82,7 @@ class BadRequest(Exception):
         self.em = em
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Route:
     """What a request asks for; `group` is empty when the caller named none."""
 

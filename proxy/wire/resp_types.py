@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from proxy.wire.value import value
+
 CRLF = b"\r\n"
 _ZERO = ord("0")
 MAX_LENGTH_LINE = 32
@@ -37,7 +39,7 @@ class ProtocolError(Exception):
     """
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Command:
     """One command of a client.
 
@@ -56,7 +58,7 @@ class Command:
         return self.args[0].upper()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reply:
     """One complete top-level reply of a server, with everything nested in it.
 

@@ -1,4 +1,7 @@
-"""What a fault costs callers: an instance dies or freezes, the agent dies, freezes, or leaves."""
+"""What a fault costs callers: an instance dies or freezes, the agent dies, freezes, or leaves.
+
+The agent has no supervisor here: traffic goes direct. What the same costs under one, as nodes
+have it, is in test_fault_matrix.py and test_opsd.py."""
 
 from __future__ import annotations
 
@@ -256,7 +259,7 @@ def test_agent_killed_under_load(mesh: Mesh, measured: Measured) -> None:
     mesh.restart_agent()
     through = mesh.answering()
     measured(
-        "agent killed -9",
+        "agent killed -9, no supervisor",
         sent=report["sent"],
         failed=len(report["failures"]),
         kinds=list(report["errors"]),
@@ -286,7 +289,7 @@ def test_agent_frozen_under_load(mesh: Mesh, measured: Measured) -> None:
     thawed_s = time.monotonic()
     wait_until(lambda: mesh.answering() == {"b", "c"}, 10, "the agent serves again")
     measured(
-        "agent frozen (SIGSTOP), callers' timeout 1 s",
+        "agent frozen (SIGSTOP), no supervisor, callers' timeout 1 s",
         sent=report["sent"],
         failed=len(report["failures"]),
         kinds=list(report["errors"]),
@@ -334,7 +337,7 @@ def test_agent_stopped_under_load_costs_no_request(
     steady.stop()
     seen = json.loads(steady.output.splitlines()[-1])
     measured(
-        f"agent SIGTERM {rounds} times, {mode} clients",
+        f"agent SIGTERM {rounds} times, no supervisor, {mode} clients",
         ok=seen["ok"],
         failed=len(seen["failures"]),
         slowest_s=seen["slowest_s"],
@@ -347,14 +350,17 @@ def test_agent_stopped_under_load_costs_no_request(
 def test_agent_stopped_under_load_of_clients_that_never_retry(
     mesh: Mesh, measured: Measured
 ) -> None:
-    """A request that meets the closing of its connection fails, at most one a connection."""
+    """A request that meets the closing of its connection fails, at most one a connection.
+
+    No drain can win that race: `moactl agent restart` has none, as connections change hands.
+    """
     load = mesh.load(seconds=3)
     mesh.wait_requests(RATE)
     stopped_s = time.monotonic()
     assert mesh.agent.process.stop() == 0
     report = load.report()
     measured(
-        "agent SIGTERM, clients without any retry",
+        "agent SIGTERM, no supervisor, clients without any retry",
         sent=report["sent"],
         failed=len(report["failures"]),
         kinds=list(report["errors"]),

@@ -6,19 +6,25 @@ registry on R, or A's agent, while the load runs, and is mended again. What must
 cell: a request that had not been sent or is idempotent does not fail; one that fails says that
 it may have been executed, or when it was given up; and traffic returns to B by itself.
 
+Agents run under a supervisor, as on every node of ours, which mends what hits its agent. Two
+rows are without one: then connections that stood break, with what is on them, and all that can
+be asked is that others go direct.
+
 The table at the end of a run says of each cell: requests, those that failed by method, seconds
-from the fault to the first good reply and to the last failure, and from the mending until B
-answers again.
+that a caller waits at most, from the fault to the first good reply and to the last failure, the
+longest time in which nobody got one, and from the mending until B answers again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +33,9 @@ import pytest
 from tests.e2e.clients.raw import DEMO, names
 from tests.e2e.conftest import Measured
 from tests.samples.turbo_client import TurboClient
-from tests.support.agents import MOACTL, Agent, start_agent, wait_for_instances
+from tests.support.agents import MOACTL, Agent, start_agent, wait_for_instances, write_config
 from tests.support.lab import Lab, LabNode, Running, wait_until
+from tests.support.supervised import Supervised
 
 pytestmark = pytest.mark.e2e
 
@@ -39,6 +46,9 @@ BEFORE, DURING = 60, 150
 HONEST = ("may have been executed", "before the deadline", "sick")
 """What a failed request says: it may have run, it was given up, or what the instance said."""
 TIMEOUT_MS = 1500
+PATIENT_S = 20.0
+"""Longer than it takes to find out that an agent hangs (`ops.silent_s`, 5 s) and to start the
+next one, on a machine that is busy with other tests."""
 FAILOVER = f"""
 [failover]
 idempotent = ["whoami"]
@@ -67,8 +77,12 @@ class World:
     c: LabNode
     r: LabNode
     agents: dict[str, Agent] = field(default_factory=dict)
+    supervised: dict[str, Supervised] = field(default_factory=dict)
+    """Those of them that have a supervisor, which is their process then."""
     instances: dict[str, Running] = field(default_factory=dict)
     redis: Running = field(init=False)
+    hit: int = 0
+    """Process id of the agent that was hit last."""
 
     @property
     def caller(self) -> str:
@@ -97,8 +111,40 @@ class World:
         self.instances[node.name].wait_line("ready")
 
     def start_agent(self, node: LabNode) -> None:
-        registry = f'kind = "redis"\nurl = "redis://{self.r.ip4}:{REDIS_PORT}/0"'
-        self.agents[node.name] = start_agent(node, registry, FAILOVER)
+        """Under a supervisor with the defaults, and wait until it serves."""
+        config = write_config(node, self.registry, FAILOVER)
+        made = self.supervised[node.name] = Supervised(node, config)
+        self.agents[node.name] = Agent(node, config, made.start())
+        made.wait_serving()
+
+    def start_bare_agent(self) -> None:
+        self.agents["a"] = start_agent(self.a, self.registry, FAILOVER)
+
+    def use(self, *, supervisor: bool) -> None:
+        """Have A's agent run like this; nobody is calling."""
+        if supervisor == ("a" in self.supervised):
+            return
+        assert self.agents["a"].process.stop(20) == 0
+        if supervisor:
+            self.start_agent(self.a)
+        else:
+            del self.supervised["a"]
+            self.start_bare_agent()
+        wait_for_instances(self.agents["a"], 2)
+
+    def signal_agent(self, number: signal.Signals) -> None:
+        """To A's agent itself."""
+        supervised = self.supervised.get("a")
+        self.hit = supervised.wait_serving() if supervised else self.agents["a"].process.pid
+        os.kill(self.hit, number)
+
+    def wait_successor(self) -> None:
+        """Until another agent than the one that was hit serves on A."""
+        self.supervised["a"].wait_serving(other_than=self.hit)
+
+    @property
+    def registry(self) -> str:
+        return f'kind = "redis"\nurl = "redis://{self.r.ip4}:{REDIS_PORT}/0"'
 
     def register(self) -> None:
         protos = [word for proto in PROTOCOLS[self.protocol] for word in ("--proto", proto)]
@@ -182,12 +228,10 @@ class Fault:
     undo: Callable[[World], None]
     at_most: int = CONNECTIONS
     """Requests that may fail: those that were under way, at most one a connection."""
-    hits_agent: bool = False
-    """Then established connections break, whatever is on them."""
-
-    @property
-    def spares_idempotent(self) -> bool:
-        return not self.hits_agent
+    supervisor: bool = True
+    """Without one, connections break with the agent, whatever is on them."""
+    patience_s: float = 2.0
+    """What a caller waits for a reply."""
 
 
 def _nft(node: LabNode, *rules: str) -> None:
@@ -251,8 +295,30 @@ def _redis_flushed(world: World) -> None:
     assert world.r.call("redis-cli", "-h", world.r.ip4, "FLUSHALL").stdout.strip() == "OK"
 
 
-def _agent_killed(world: World) -> None:
-    world.agents["a"].process.kill()
+def _agent(number: signal.Signals) -> Callable[[World], None]:
+    return lambda world: world.signal_agent(number)
+
+
+def _agent_killed_while_it_waits(world: World) -> None:
+    """With a request of each caller at an instance that has not answered."""
+    for instance in world.instances.values():
+        instance.signal(signal.SIGSTOP)
+    try:
+        agent = world.agents["a"]
+        wait_until(
+            lambda: agent.status()["requests"]["in_flight"] == CONNECTIONS,
+            TIMEOUT_MS / 1000,
+            "all callers wait",
+        )
+        world.signal_agent(signal.SIGKILL)
+    finally:
+        for instance in world.instances.values():
+            instance.signal(signal.SIGCONT)
+
+
+def _agent_restarted(world: World) -> None:
+    last = world.supervised["a"].moactl("restart", "--bake", "1")[-1]
+    assert (last["outcome"], last["moved"]) == ("upgraded", CONNECTIONS), last
 
 
 def _sicken(world: World) -> None:
@@ -285,16 +351,35 @@ FAULTS = [
     ),
     Fault(
         "agent killed -9",
-        _agent_killed,
-        lambda w: w.start_agent(w.a),
-        hits_agent=True,
+        _agent(signal.SIGKILL),
+        World.wait_successor,
+        patience_s=PATIENT_S,
+    ),
+    Fault(
+        "agent killed -9, all requests under way",
+        _agent_killed_while_it_waits,
+        World.wait_successor,
+        patience_s=PATIENT_S,
     ),
     Fault(
         "agent frozen",
-        lambda w: w.agents["a"].process.signal(signal.SIGSTOP),
-        lambda w: w.agents["a"].process.signal(signal.SIGCONT),
+        _agent(signal.SIGSTOP),
+        World.wait_successor,
+        patience_s=PATIENT_S,
+    ),
+    Fault("moactl agent restart", _agent_restarted, lambda w: None, at_most=0),
+    Fault(
+        "agent killed -9, no supervisor",
+        _agent(signal.SIGKILL),
+        World.start_bare_agent,
+        supervisor=False,
+    ),
+    Fault(
+        "agent frozen, no supervisor",
+        _agent(signal.SIGSTOP),
+        _agent(signal.SIGCONT),
         at_most=3 * CONNECTIONS,
-        hits_agent=True,
+        supervisor=False,
     ),
 ]
 
@@ -310,10 +395,12 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault(world: World, fault: Fault, measured: Measured) -> None:
+    world.use(supervisor=fault.supervisor)
     load = Load(
         world.a.python(
             "timeline", "-m", "tests.e2e.clients.timeline",
             world.caller, f"{world.c.ip4}:{PORT}", str(RATE), str(CONNECTIONS),
+            str(fault.patience_s),
         )
     )  # fmt: skip
     load.wait(BEFORE)
@@ -321,23 +408,23 @@ def test_fault(world: World, fault: Fault, measured: Measured) -> None:
     if world.protocol == "mesh":
         agent = world.agents["a"]
         wait_until(lambda: agent.status()["mesh"]["calls"] > 0, 10, "the agents speak mesh")
-    fault.do(world)
     begun_s = time.monotonic()
+    fault.do(world)
     try:
         load.wait(DURING, begun_s)
     finally:
         fault.undo(world)
     mended_s = time.monotonic()
-    if fault.hits_agent:
+    if fault.supervisor:
+        load.wait_for("b", mended_s)
+        load.stop()
+        returned_s = min(r.at_s for r in load.replies() if r.who == "b" and r.at_s > mended_s)
+    else:
         # Connections that went direct stay so; who connects now is served again.
         wait_until(lambda: "b" in world.answering(), 20, "the agent serves again")
         returned_s = time.monotonic()
         load.stop()
-    else:
-        load.wait_for("b", mended_s)
-        load.stop()
-        returned_s = min(r.at_s for r in load.replies() if r.who == "b" and r.at_s > mended_s)
-    after = [reply for reply in load.replies() if reply.at_s > begun_s]
+    good = [reply.at_s for reply in load.replies() if reply.at_s > begun_s and not reply.failed]
     failed = [reply for reply in load.replies() if reply.failed]
     by_method = Counter(reply.method for reply in failed)
     measured(
@@ -345,12 +432,14 @@ def test_fault(world: World, fault: Fault, measured: Measured) -> None:
         requests=len(load.replies()),
         idempotent_failed=by_method["whoami"],
         other_failed=by_method["echo"],
-        first_good_s=min(r.at_s for r in after if not r.failed) - begun_s,
+        patience_s=fault.patience_s,
+        first_good_s=good[0] - begun_s,
+        longest_pause_s=max(after - before for before, after in pairwise([begun_s, *good])),
         last_failure_s=max((r.at_s - begun_s for r in failed), default=0.0),
         returned_s=returned_s - mended_s,
     )
     assert len(failed) <= fault.at_most, failed
-    if fault.spares_idempotent:
+    if fault.supervisor:
         assert not by_method["whoami"], failed
         for reply in failed:
             assert any(text in reply.failed for text in HONEST), reply

@@ -268,6 +268,34 @@ def test_too_few_descriptors_for_an_estate(start: Start) -> None:
     got.done()
 
 
+def test_without_a_board_there_is_no_keeper(tmp_path: Path) -> None:
+    """It could give nothing, and would only hold what its agent had."""
+    done = subprocess.run(
+        [sys.executable, "-c", _NO_BOARD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no board" in done.stdout
+
+
+_NO_BOARD = """
+import os, sys
+from pathlib import Path
+from installer import keeper
+keeper.start()
+from installer import keeping
+from proxy.net.board import Board
+def fail(*_): raise OSError("no memory for it")
+keeping.Board.create = fail
+assert keeping.Keeping.begin(Path(sys.argv[1])) is None
+assert os.waitstatus_to_exitcode(os.waitpid(keeper.mine().pid, 0)[1]) == -9
+"""
+
+
 def _own_score() -> int:
     """Without CAP_SYS_RESOURCE it stays what it is."""
     return int(Path("/proc/self/oom_score_adj").read_text())

@@ -13,6 +13,29 @@ def start_supervised(node: LabNode, registry: str, extra: str = "") -> Agent:
     return _start(node, write_config(node, registry, extra))
 
 
+def start_frail(node: LabNode, config: Path, trigger: Path) -> Agent:
+    """An agent with a keeper that fails by an error of its own once there is this file."""
+    code = _FRAIL.format(trigger=str(trigger))
+    process = node.python("moa-agent", "-I", "-c", code, str(config), "--supervised")
+    process.wait_line('"ready"')
+    return Agent(node, config, process)
+
+
+_FRAIL = """
+from installer import keeper
+keeper.start()
+import os
+from installer import agent, kernel_gate
+beat = kernel_gate.KernelGate.beat
+def fail(self):
+    if os.path.exists({trigger!r}):
+        raise RuntimeError("this agent is frail")
+    beat(self)
+kernel_gate.KernelGate.beat = fail
+agent.main()
+"""
+
+
 def keeper_of(agent: Agent) -> Path:
     """Where the keeper of this agent can be asked."""
     return agent.node.directory / "run" / f"keeper-{agent.process.pid}.sock"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,18 @@ OPS = (
 
 
 @dataclass(slots=True)
-class World:
-    """Callers, a supervisor and its agents on `a`, an instance on `b`."""
+class Supervised:
+    """A supervisor on a node, and its agents."""
 
-    a: LabNode
-    b: LabNode
+    node: LabNode
     config: Path
     opsd: Running | None = None
 
     def start(self, *prefix: str, **env: str) -> Running:
         """Start the supervisor, by `prefix` and its words; in a cgroup outside the mesh, as its
         unit is."""
-        outside = Cgroup(f"/{self.a.lab.id}/outside")
-        self.opsd = self.a.start(
+        outside = Cgroup(f"/{self.node.lab.id}/outside")
+        self.opsd = self.node.start(
             "moa-opsd", *prefix, sys.executable, "-I", "-m", "installer.opsd", str(self.config),
             cgroup=outside, env=env,
         )  # fmt: skip
@@ -51,7 +50,7 @@ class World:
         return self.opsd.output
 
     def ops(self) -> OpsClient:
-        return OpsClient(self.a.directory / "run")
+        return OpsClient(self.node.directory / "run")
 
     def serving(self) -> int:
         """Process id of the agent that serves; 0 while none does."""
@@ -70,6 +69,23 @@ class World:
             )
         )
 
+    def moactl(self, *argv: str) -> list[dict[str, Any]]:
+        """Its lines of JSON."""
+        done = moactl_on(self.node, "agent", *argv, "-o", "json")
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}{self.words}"
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@dataclass(slots=True)
+class World(Supervised):
+    """Callers, a supervisor and its agents on `a`, an instance on `b`."""
+
+    b: LabNode = field(kw_only=True)
+
+    @property
+    def a(self) -> LabNode:
+        return self.node
+
     def requests(self) -> dict[str, Any]:
         counts: dict[str, Any] = AgentClient.of(self.a.directory / "run").status()["requests"]
         return counts
@@ -85,21 +101,15 @@ class World:
 
         return str(self.a.do(action))
 
-    def load(self, seconds: int) -> Running:
-        """Eight connections, 200 requests a second in all; returns when it flows."""
+    def load(self, seconds: int, rate: int = 200) -> Running:
+        """Eight connections, no retry, so many requests a second in all; returns when it flows."""
         before = self.requests()["total"]
         running = self.a.python(
             "load", "-m", "tests.e2e.clients.load", "--target", f"{self.b.ip4}:{PORT}",
-            "--rate", "200", "--seconds", str(seconds), "--connections", "8",
+            "--rate", str(rate), "--seconds", str(seconds), "--connections", "8",
         )  # fmt: skip
         wait_until(lambda: self.requests()["total"] > before + 100, 15, "a load")
         return running
-
-    def moactl(self, *argv: str) -> list[dict[str, Any]]:
-        """Its lines of JSON."""
-        done = moactl_on(self.a, "agent", *argv, "-o", "json")
-        assert done.returncode == 0, f"{done.stdout}{done.stderr}{self.words}"
-        return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def start_world(lab: Lab, *prefix: str) -> World:
@@ -107,7 +117,7 @@ def start_world(lab: Lab, *prefix: str) -> World:
     a, b = lab.add_node("a"), lab.add_node("b")
     start_service(b, PORT, name="b")
     registry = static_registry(a.directory / "services.toml", {DEMO: [f"{b.ip4}:{PORT}"]})
-    world = World(a, b, write_config(a, registry, OPS))
+    world = World(a, write_config(a, registry, OPS), b=b)
     world.start(*prefix)
     world.wait_serving()
     node = Node(a.root)

@@ -180,7 +180,7 @@ def wait_no_leak(generation: Generation, own: int) -> None:
 
     def surplus() -> int:
         upstreams = int(generation.client.status()["connections"]["upstream"])
-        upstreams += sum(p["connections"] for p in generation.client.conns()["peers"])
+        upstreams += sum(int(p["connections"]) for p in generation.client.conns()["peers"])
         return generation.sockets() - own - len(generation.conns()) - upstreams
 
     wait_until(lambda: surplus() == 0, 10, f"no leak: {surplus()} of {generation.descriptors()}")

@@ -29,6 +29,8 @@ from tests.unit.net_support import LIMITS, forwarder_of, session_settings, table
 POLICY = ServicePolicy(idempotent=("get*",))
 SERVICE = "/service/echo"
 SLOTS = 1024
+HELD = b"Held"
+"""A request with this in it is answered when it comes a second time."""
 
 
 class Killed(KeyboardInterrupt):
@@ -129,6 +131,8 @@ class EchoService:
                     continue
                 for command in parser.feed(data):
                     self.executed[command.args[-1]] += 1
+                    if HELD in command.args[-1] and self.executed[command.args[-1]] == 1:
+                        continue
                     sock.sendall(bulk(command.args[-1]))
 
     def close(self) -> None:

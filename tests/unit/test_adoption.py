@@ -243,21 +243,28 @@ def test_replies_that_the_client_does_not_read(service: EchoService) -> None:
 # Packets
 
 
-def packet(form: Form, number: int, method: str) -> bytes:
+def packet(form: Form, number: int, method: str, pad: int = 0) -> bytes:
     make = encode if form is Form.PACKET19 else encode9
-    return make(Cmd.REQ, 7 * number, body(number, method))
+    return make(Cmd.REQ, 7 * number, body(number, method, pad=pad))
+
+
+def packets(form: Form, data: bytes) -> list[Packet]:
+    return PacketParser(form=form).feed(data) if data else []
 
 
 @pytest.mark.parametrize("form", list(Form))
-@pytest.mark.parametrize("at", [(), (5,), (100, 130, 250)])
-def test_packets(service: EchoService, form: Form, at: tuple[int, ...]) -> None:
-    methods = ["put", "getThing", "put", "put"]
+@pytest.mark.parametrize(
+    ("pad", "at"), [(0, ()), (0, (5,)), (0, (100, 130, 250)), (30_000, (40_000, 70_000))]
+)
+def test_packets(service: EchoService, form: Form, pad: int, at: tuple[int, ...]) -> None:
+    """Those that may run twice are sent again."""
+    methods = ["put", "getThing", "put", "getThing"]
 
     def chunks() -> list[bytes]:
-        return cut(b"".join(packet(form, n, m) for n, m in enumerate(methods)), *at)
+        return cut(b"".join(packet(form, n, m, pad) for n, m in enumerate(methods)), *at)
 
     def found(data: bytes) -> list[Packet]:
-        return PacketParser(form=form).feed(data) if data else []
+        return packets(form, data)
 
     def check(world: World) -> None:
         assert not world.adopted.lost, world.adopted.lost
@@ -265,9 +272,11 @@ def test_packets(service: EchoService, form: Form, at: tuple[int, ...]) -> None:
         assert sorted(a.opaque for a in answers) == [7 * n for n in range(len(methods))]
         for answer in answers:
             number = answer.opaque // 7
-            asked = body(number, methods[number])
-            assert service.executed[asked] <= 1
+            asked = body(number, methods[number], pad=pad)
+            is_idempotent = b"getThing" in asked
+            assert service.executed[asked] <= (2 if is_idempotent else 1)
             if answer.body != asked:
+                assert not is_idempotent
                 told = json.loads(answer.body)
                 assert told["ec"] == 303
                 assert "the agent died" in told["em"]
@@ -280,6 +289,48 @@ def test_packets(service: EchoService, form: Form, at: tuple[int, ...]) -> None:
         check,
     )
     assert steps > 20
+
+
+@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize(
+    ("pad", "others", "is_answered"),
+    [
+        (0, [0], True),
+        (0, [1000] * 30, True),  # the journal closes up
+        (30_000, [1000] * 40, True),  # it cannot: a memory file takes its place
+        (200_000, [1000], True),
+        (0, [150_000] * 10, False),  # more than is kept
+    ],
+)
+def test_packet_that_waits_while_others_pass(
+    service: EchoService, form: Form, pad: int, others: list[int], *, is_answered: bool
+) -> None:
+    """It is kept until it has its reply, whatever else is read, up to a bound."""
+    sent = [packet(form, 0, "getHeld", pad)]
+    sent += [packet(form, n + 1, "put", size) for n, size in enumerate(others)]
+    world = World(Steps(), service.address)
+
+    def has(count: int) -> Callable[[bytes], bool]:
+        return lambda data: len(packets(form, data)) >= count
+
+    async def talk(world: World) -> None:
+        world.send(sent[0])
+        for number, data in enumerate(sent[1:]):
+            world.send(data)
+            await world.replied(has(number + 1))
+
+    async def go_on(world: World) -> None:
+        await world.replied(has(len(sent)))
+
+    world.run(talk)
+    world.adopt(go_on)
+    assert not world.adopted.lost, world.adopted.lost
+    last = packets(form, bytes(world.replies))[-1]
+    asked = body(0, "getHeld", pad=pad)
+    assert last.opaque == 0
+    assert (last.body == asked) == is_answered, last.body[:200]
+    assert service.executed[asked] == (2 if is_answered else 1)
+    world.close()
 
 
 # Bytes

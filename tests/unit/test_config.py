@@ -230,6 +230,10 @@ def test_failover_defaults_are_those_of_the_proxy() -> None:
             "bpf.heartbeat_max_age_ms: expected at least twice agent.heartbeat_ms (1500), saw 2000",
         ),
         (
+            "[ops]\nsilent_s = 3\n[bpf]\nheartbeat_max_age_ms = 3000",
+            "ops.silent_s: expected more than bpf.heartbeat_max_age_ms (3000), saw 3",
+        ),
+        (
             "[routing]\ntimeout_ms = 100",
             "routing.connect_timeout_ms: expected at most routing.timeout_ms (100), saw 500",
         ),

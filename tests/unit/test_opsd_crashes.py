@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,43 @@ def test_crashed_agent_is_started_again_with_its_estate(world: OpsdWorld) -> Non
     wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 10, "another one")
     assert f"--adopt {world.runtime_dir}/keeper-{first['pid']}.sock" in world.words()
     assert world.client.status()["crashes"] == 1
+
+
+def test_agent_that_hangs_is_killed_and_succeeded(home: Path) -> None:
+    world = OpsdWorld(home, silent_s=3)
+    try:
+        world.confirm(world.environment("1"))
+        world.start()
+        first = world.wait_serving()
+        os.kill(first["pid"], signal.SIGSTOP)
+        wait_until(lambda: (world.serving() or first)["pid"] != first["pid"], 20, "another one")
+        assert world.words().count("agent killed: it says nothing") == 1
+        assert f"--adopt {world.runtime_dir}/keeper-{first['pid']}.sock" in world.words()
+        assert world.client.status()["last_crash"] == "killed by SIGKILL"
+    finally:
+        world.close()
+
+
+def test_agent_is_not_blamed_while_nobody_listened(home: Path) -> None:
+    """A machine that stood still: both are frozen for longer than `silent_s`."""
+    world = OpsdWorld(home, silent_s=3)
+    try:
+        world.confirm(world.environment("1"))
+        world.start()
+        first, opsd = world.wait_serving(), world.process
+        assert opsd is not None
+        opsd.send_signal(signal.SIGSTOP)
+        os.kill(first["pid"], signal.SIGSTOP)
+        frozen_s = time.monotonic()
+        wait_until(lambda: time.monotonic() - frozen_s > 3.5, 10, "time has passed")
+        opsd.send_signal(signal.SIGCONT)
+        assert world.agents()[0]["heard_s"] > 3, "it has looked, and its agent is silent still"
+        os.kill(first["pid"], signal.SIGCONT)
+        wait_until(lambda: world.agents()[0]["heard_s"] < 1, 10, "it beats again")
+        assert world.wait_serving()["pid"] == first["pid"]
+        assert "agent killed" not in world.words()
+    finally:
+        world.close()
 
 
 def test_crash_loop_opens_the_circuit(home: Path) -> None:
@@ -227,6 +265,7 @@ def test_systemd_keeps_the_control_socket_and_the_agents_pidfd(home: Path) -> No
             waiting.join(20)
             assert answers
             assert world.wait_serving()["pid"] == first["pid"]
+            store.words = ""
             os.kill(first["pid"], signal.SIGKILL)
             store.until(f"FDSTOREREMOVE=1\nFDNAME=agent-{first['pid']}")
         finally:

@@ -8,6 +8,7 @@ import random
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pytest
 from installer.config import Config
 from installer.config_ops import Ops
 from installer.opsd import estates, versions
+from installer.opsd.agent import Agent
+from installer.opsd.ending import Watch
 from installer.opsd.health import Beat, GateLimits, Health, Pulse, unwell
 from installer.opsd.restarts import Circuit, Restarts, RestartTimes
 from installer.opsd.settings import OpsdSettings, OpsSettings, SettingsError, read
@@ -27,6 +30,7 @@ TIMES = RestartTimes(first_s=0.1, max_s=10, crashes=5, window_s=60, open_s=60)
 GATE = GateLimits(
     min_requests=50, error_share=0.02, latency_factor=3, latency_ms=20, lag_ms=250, silent_s=5
 )
+OPS = OpsSettings(**Ops().model_dump())
 BEFORE = Health(requests=1000, errors=10, latency_ms=2.0, loop_lag_ms=1.0)
 
 # Back-off and circuit
@@ -126,6 +130,48 @@ def test_silence() -> None:
 def test_beat_that_is_none(word: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="beat"):
         Beat.of(word, 0.0)
+
+
+# An agent that hangs
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    process = subprocess.Popen(["sleep", "600"])
+    pidfd = os.pidfd_open(process.pid)
+    yield Agent(process.pid, pidfd, Path("/nowhere"), None)
+    os.close(pidfd)
+    process.kill()
+    process.wait()
+
+
+def look(agent: Agent, times: Iterable[float]) -> bool:
+    """Whether an agent that is silent is killed, by a supervisor that runs at these times."""
+    watch = Watch(OPS)
+    for now_s in times:
+        watch.look(agent, now_s)
+    return agent.was_killed
+
+
+def every_200_ms(seconds: float) -> list[float]:
+    return [100 + n / 5 for n in range(int(seconds * 5) + 1)]
+
+
+def test_agent_that_is_silent_is_killed(agent: Agent) -> None:
+    agent.has_served = True
+    assert not look(agent, every_200_ms(OPS.silent_s))
+    assert look(agent, every_200_ms(0.4))
+
+
+def test_agent_that_does_not_come_to_serve_is_killed(agent: Agent) -> None:
+    assert not look(agent, every_200_ms(OPS.start_s))
+    assert look(agent, every_200_ms(0.4))
+
+
+def test_time_in_which_the_supervisor_did_not_run_does_not_count(agent: Agent) -> None:
+    agent.has_served = True
+    assert not look(agent, [0, 1000, 2000, 2000.2])
+    assert agent.silent_s == pytest.approx(1.2)
 
 
 # Settings

@@ -15,7 +15,12 @@ try() {
     tail -n 1 "$results/exit-codes" >/dev/console
 }
 
+there() {
+    find /sys/fs/bpf /opt/moa /etc/moa /var/lib/moa /run/moa -mindepth 1 2>/dev/null | sort
+}
+
 uname -r >"$results/kernel"
+there >"$results/before"
 try dpkg dpkg --install "$package"
 try doctor-pre.json moactl doctor --pre -o json
 # Emulated, an agent may start slower than the installer waits; the next run ends it.
@@ -25,4 +30,4 @@ try status.json moactl status -o json
 try selftest.json moactl selftest -o json
 try journal journalctl --no-pager --lines 60 --unit 'moa-*'
 try purge dpkg --purge moa-interceptor
-find /sys/fs/bpf /opt/moa /etc/moa /var/lib/moa /run/moa -mindepth 1 >"$results/left" 2>/dev/null
+there | comm -13 "$results/before" - >"$results/left"

@@ -22,8 +22,11 @@ units() {
 
 # systemd's own programs have other names, and come and go with its units.
 kernel() {
-    bpftool prog show | sed -n 's/.* name \(moa[^ ]*\).*/program \1/p'
-    bpftool map show | sed -n 's/.* name \([^ ]*\).*/map \1/p'
+    # A container sees those of the whole machine.
+    if ! systemd-detect-virt --quiet --container; then
+        bpftool prog show | sed -n 's/.* name \(moa[^ ]*\).*/program \1/p'
+        bpftool map show | sed -n 's/.* name \([^ ]*\).*/map \1/p'
+    fi
     find /sys/fs/bpf -mindepth 1 -printf 'pin %p\n'
     find /sys/fs/cgroup -type d -path '*moa*' -printf 'cgroup %p\n' || true # they come and go
     ip -o link | awk '{ print "link", $2 }'

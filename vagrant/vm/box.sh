@@ -10,6 +10,8 @@
 # No loop device, no mount, no boot loader run in a chroot: the file system is written by
 # mke2fs from a directory, the boot loader's two pieces by dd.
 set -euo pipefail
+# shellcheck source=.ci/debian-packages.sh
+source "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/../../.ci/debian-packages.sh"
 
 out=$(realpath -m "$1")
 shift
@@ -40,19 +42,10 @@ joined() {
     printf '%s' "$*"
 }
 
-# The mirror that this machine uses itself.
-mirror() {
-    local found
-    # shellcheck disable=SC2016 # apt's own variables
-    found=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN)' 'Created-By: Packages' |
-        awk '$2 == "Debian" { print $1; exit }')
-    printf '%s\n' "${found:-http://deb.debian.org/debian/}"
-}
-
 make_root() {
     local hooks=() suite
     for suite in "${suites[@]}"; do
-        hooks+=(--customize-hook="'$here/kernel-of.sh' \"\$1\" $suite '$(mirror)'")
+        hooks+=(--customize-hook="'$here/kernel-of.sh' \"\$1\" $suite '$(debian_mirror)'")
     done
     # A TMPDIR that is not there in the chroot ends mmdebstrap without a word.
     unset TMPDIR
@@ -64,7 +57,7 @@ make_root() {
         --dpkgopt='path-exclude=/usr/share/doc/*' \
         --essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d"' \
         --essential-hook='echo MODULES=most >"$1/etc/initramfs-tools/conf.d/box.conf"' \
-        "${hooks[@]}" bookworm "$root" "$(mirror)"
+        "${hooks[@]}" bookworm "$root" "$(debian_mirror)"
 }
 
 # What Vagrant expects of a box: the user vagrant, its well-known key, sudo, and one device

@@ -7,7 +7,7 @@ too, and encoding starts from them: fields that this version does not know go on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from types import MappingProxyType
 
@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from proxy.wire.mesh import mesh_pb2 as pb
 from proxy.wire.mesh.errors import PeerError, Reason, UsageError
+from proxy.wire.value import value
 
 _NO_PROPS: Mapping[str, str] = MappingProxyType({})
 _MAX_U32 = 2**32 - 1
@@ -29,7 +30,7 @@ class BodyCodec(IntEnum):
     MSGPACK = 3
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestHeader:
     """What a request asks for. `deadline_ms` is the time left, None where there is no limit."""
 
@@ -47,7 +48,7 @@ class RequestHeader:
     received: bytes = field(default=b"", compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResponseHeader:
     """What a response says beside its body.
 

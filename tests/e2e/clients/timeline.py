@@ -1,6 +1,6 @@
 """A steady load that writes down when each request ended and how, until it gets SIGTERM.
 
-    timeline.py resp|turbo HOST:PORT RATE CONNECTIONS
+    timeline.py resp|turbo HOST:PORT RATE CONNECTIONS PATIENCE_S
 
 Two methods in turn: `whoami`, which a test may call idempotent, and `echo`, which it may not.
 A line of JSON for each request: `[ended_s, method, who answered or "", what failed or ""]`, the
@@ -22,8 +22,6 @@ from typing import Any, Protocol
 from tests.e2e.clients.raw import DEMO, Connection, request
 from tests.samples.turbo_client import TurboClient
 
-TIMEOUT_S = 2.0
-
 
 class Client(Protocol):
     def ask(self, method: str) -> dict[str, Any]: ...
@@ -32,8 +30,8 @@ class Client(Protocol):
 
 
 class RespClient:
-    def __init__(self, host: str, port: int) -> None:
-        self._connection = Connection(host, port, TIMEOUT_S)
+    def __init__(self, host: str, port: int, patience_s: float) -> None:
+        self._connection = Connection(host, port, patience_s)
 
     def ask(self, method: str) -> dict[str, Any]:
         return self._connection.call(request(method))
@@ -43,8 +41,8 @@ class RespClient:
 
 
 class PacketClient:
-    def __init__(self, host: str, port: int) -> None:
-        self._client = TurboClient(host, port, timeout_s=TIMEOUT_S)
+    def __init__(self, host: str, port: int, patience_s: float) -> None:
+        self._client = TurboClient(host, port, timeout_s=patience_s)
 
     def ask(self, method: str) -> dict[str, Any]:
         return self._client.call(DEMO, method)
@@ -82,7 +80,7 @@ def run(
 
 
 def main() -> None:
-    protocol, target, rate, connections = sys.argv[1:]
+    protocol, target, rate, connections, patience_s = sys.argv[1:]
     host, _, port = target.rpartition(":")
     kind = RespClient if protocol == "resp" else PacketClient
     stop = threading.Event()
@@ -91,7 +89,7 @@ def main() -> None:
     every_s, begin_s = count / float(rate), time.monotonic()
     for number in range(count):
         first_s = begin_s + number * every_s / count
-        connect = partial(kind, host, int(port))
+        connect = partial(kind, host, int(port), float(patience_s))
         threading.Thread(target=run, args=(connect, every_s, first_s, stop)).start()
 
 
