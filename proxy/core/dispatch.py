@@ -65,7 +65,7 @@ class Splice:
 Verdict = Answer | Forward | ToOriginal | Splice
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Dialled:
     """What is known of the address that the client dialled."""
 

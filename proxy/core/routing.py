@@ -116,7 +116,8 @@ class Router:
 
 
 def _asks_for_pre(route: Route) -> bool:
-    return route.props.get(PRE_PROP, "").lower() in _TRUE
+    props = route.props
+    return bool(props) and props.get(PRE_PROP, "").lower() in _TRUE
 
 
 def _in_group(table: ServiceTable, uri: str, group: str, steps: list[str]) -> tuple[Instance, ...]:

@@ -12,7 +12,7 @@ from proxy.core.message import speech_of_packet as _speech_of
 from proxy.wire import hessian
 from proxy.wire.hessian import HessianError, Limits, Untranslatable
 from proxy.wire.moa import Ec, error_body
-from proxy.wire.resp import bulk, encode_command
+from proxy.wire.resp import bulk, encode_get
 from proxy.wire.turbo import EXT_HESSIAN, Cmd, Packet, encode, encode9, encode_answer
 
 
@@ -33,7 +33,7 @@ def request_frame(request: MoaRequest, speech: Speech, max_body: int) -> bytes:
 def request_of(body: bytes, speech: Speech) -> bytes:
     """The bytes that ask an instance which is spoken to so, with a body in its codec."""
     if speech.wire is Wire.RESP:
-        return encode_command(b"GET", body)
+        return encode_get(body)
     if speech.wire is Wire.TURBO9:
         return encode9(Cmd.REQ, 0, body)
     return encode(Cmd.REQ, 0, body, extension=_extension(speech.codec))

@@ -214,8 +214,9 @@ class Attempt:
         now_s = exchange.forwarder.loop.time()
         if reply.header is not None and reply.header.load is not None:
             node.told(reply.header.load, now_s)
-        if reply.ec is not None and is_transport_failure(reply.ec):
-            exchange.service.failed(node, self._begun_s, now_s, f"replied ec {reply.ec}")
+        ec = reply.ec
+        if ec is not None and is_transport_failure(ec):
+            exchange.service.failed(node, self._begun_s, now_s, f"replied ec {ec}")
             exchange.counts.transport_failures += 1
             return True
         exchange.service.succeeded(node, exchange.request.route.method, self._begun_s, now_s)

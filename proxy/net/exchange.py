@@ -55,6 +55,7 @@ class Exchange:
         "counts",
         "deadline_s",
         "forwarder",
+        "instance",
         "request",
         "service",
         "translated",
@@ -75,6 +76,8 @@ class Exchange:
         self.service: Service = forwarder.service(uri)
         self.deadline_s = 0.0
         """Set when the first instance is chosen, whose own timeout may count."""
+        self.instance: Instance | None = None
+        """Where it was tried last."""
         self.translated: Translated | None = None
         self._on_outcome = on_outcome
         self._zone = None if caller is None else caller.zone
@@ -88,11 +91,6 @@ class Exchange:
         self._last: Outcome | None = None
         self._wheel: Wheel | None = None
         self._done = False
-
-    @property
-    def instance(self) -> Instance | None:
-        """Where it was tried last."""
-        return None if self._attempt is None else self._attempt.instance
 
     def start(self) -> None:
         metrics = self.forwarder.metrics
@@ -127,6 +125,7 @@ class Exchange:
             self._wheel = forwarder.deadlines.of(timeout_s)
             self._wheel.add(self._expire, self.deadline_s)
         self._attempts += 1
+        self.instance = place.instance
         self._attempt = Attempt(self, place, self._attempts, now_s)
         self._attempt.start()
 
@@ -290,6 +289,8 @@ class Exchange:
 
     def _finish(self) -> None:
         self._done = True
+        # The two hold each other: left so, only the garbage collector would free them.
+        self._attempt = None
         self.forwarder.metrics.in_flight -= 1
         self.service.in_flight -= 1
         if self._wheel is not None:

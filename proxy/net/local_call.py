@@ -86,18 +86,24 @@ def _loop_guard(address: Address) -> str:
 class LocalService:
     """One service of this node. How it is spoken to is found once, until the table changes."""
 
-    __slots__ = ("_address", "_services", "_table", "_ways")
+    __slots__ = ("_address", "_pools", "_services", "_table", "_ways")
 
     def __init__(self, services: LocalServices, address: Address | None) -> None:
         self._services = services
         self._address = address
         self._table = services.table
+        self._pools = {} if address is None else services.pools.at(address)
         self._ways: dict[Codec, tuple[Speech, Pool]] = {}
         """By the codec of the request."""
 
     def load(self) -> int | None:
         """Requests under way to it, from agents."""
-        return None if self._address is None else self._services.pools.load(self._address)
+        if self._address is None:
+            return None
+        load = 0
+        for pool in self._pools.values():
+            load += pool.load
+        return load
 
     def prepare(self, request: MoaRequest, on_outcome: OutcomeCallback) -> LocalCall:
         """A call to be started; `on_outcome` gets the reply, unless it is cancelled."""

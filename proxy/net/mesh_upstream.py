@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from proxy.core.mesh_calls import MeshCall, Origin, header_of
 from proxy.core.message import Unsent
@@ -45,9 +45,8 @@ class MeshOwner(Protocol):
         """It is over."""
 
 
-class _Asked(NamedTuple):
-    on_reply: AnswerCallback
-    on_loss: LossCallback
+_Asked = tuple[AnswerCallback, LossCallback]
+"""Who asked: a bare tuple, because each request makes one."""
 
 
 class MeshUpstream:
@@ -131,7 +130,7 @@ class MeshUpstream:
         """Queue one request under a number of ours, which is returned."""
         assert isinstance(request, MeshCall)
         link = self._link
-        asked = _Asked(on_reply, on_loss)
+        asked = on_reply, on_loss
         try:
             header = header_of(request, self._loop.time(), self._bits, self._origin)
             number = link.connection.send_request(header, request.body)
@@ -148,7 +147,7 @@ class MeshUpstream:
     def _never_sent(self, number: int, why: str) -> None:
         asked = self._asked.pop(number, None)
         if asked is not None:
-            asked.on_reply(Unsent(f"{self.address}: {why}"))
+            asked[0](Unsent(f"{self.address}: {why}"))
 
     @property
     def last_number(self) -> int:
@@ -175,7 +174,7 @@ class MeshUpstream:
             self.load_hint = event.header.load
             asked = self._asked.pop(event.request_id, None)
             if asked is not None:
-                asked.on_reply(event)
+                asked[0](event)
         elif isinstance(event, RequestFailed):
             self._fail(event)
         elif isinstance(event, Negotiated):
@@ -197,7 +196,7 @@ class MeshUpstream:
         if event.fate is Fate.NEVER_PROCESSED:
             self._never_sent(event.request_id, event.text)
         elif (asked := self._asked.pop(event.request_id, None)) is not None:
-            asked.on_loss(f"{self.address} {event.text}")
+            asked[1](f"{self.address} {event.text}")
 
     def _leave(self) -> None:
         if self.is_ready:

@@ -64,6 +64,7 @@ class Notes(Inlet):
         "_board",
         "_described",
         "_entry",
+        "_far",
         "_journals",
         "_out",
         "_owed",
@@ -83,6 +84,8 @@ class Notes(Inlet):
         self._slot = board.slot_at(descriptor)
         self._at = self._slot // 8
         self._entry = Entry(Kind.DETECTING, -1, -1, -1, -1)
+        self._far: Stream | None = None
+        """The connection to the dialled address that the board knows of, while it is open."""
         self._spill: Spill | None = None
         self._out = Kept(self, "out", self._at + OUT_START, self._at + OUT_END)
         self.far_out = Kept(self, "far_out", self._at + FAR_START, self._at + FAR_END)
@@ -251,10 +254,14 @@ class Notes(Inlet):
         """All that was read of the dialled server so far has been dealt with."""
         if far is None or far.is_closed:
             return
+        if far is self._far:
+            self.words[self._at + FAR_READ] = far.bytes_in
+            return
         descriptor = self._watch(far)
         self.words[self._at + FAR_READ] = far.bytes_in
         if self._entry.far != descriptor:
             self.show(far=descriptor)
+        self._far = far
 
     def _watch(self, far: Stream) -> int:
         """A connection to the dialled address is this session's: it notes here, too."""
@@ -276,6 +283,7 @@ class Notes(Inlet):
     def far_ended(self, descriptor: int) -> None:
         """It is about to be closed, or belongs to another agent."""
         if self._entry.far == descriptor and self.descriptor >= 0:
+            self._far = None
             self.far_out.drop()
             self.show(far=-1)
 

@@ -83,7 +83,9 @@ class Pool:
         """Call the waiter back, now or later, once: with a connection or with why not."""
         while self._free:
             upstream = self._free.pop()
-            if not upstream.is_lost and (upstream in self._lent or upstream.looks_alive()):
+            # One that is shared is not looked at: requests are on it, which would tell.
+            is_well = not upstream.is_lost if upstream in self._lent else upstream.looks_alive()
+            if is_well:
                 self._lend(upstream, waiter)
                 if upstream.capacity > 1:
                     self._share(upstream)
@@ -126,8 +128,13 @@ class Pool:
     def release(self, upstream: Upstream) -> None:
         """Take back the place of a request whose reply has arrived."""
         self._take_back(upstream)
-        upstream.used_s = self._loop.time()
-        self._offer(upstream)
+        now_s = upstream.used_s = self._loop.time()
+        if upstream.capacity > 1 or upstream.is_lost or self._waiting or self._closed:
+            self._offer(upstream)
+            return
+        # As nearly always: nobody waits for it, and it is idle now.
+        upstream.heard_s = now_s
+        self._free.append(upstream)
 
     def abandon(self, upstream: Upstream, number: int) -> None:
         """Take back the place of a request whose reply nobody waits for any more."""

@@ -58,18 +58,12 @@ class Unavailable:
 class Waiter:
     """Somebody who waits for a connection; `Pool.leave` when they no longer do."""
 
-    __slots__ = ("_on_ready", "_on_unavailable")
+    __slots__ = ("ready", "unavailable")
 
     def __init__(
         self,
-        on_ready: Callable[[Upstream], None],
-        on_unavailable: Callable[[Unavailable], None],
+        ready: Callable[[Upstream], None],
+        unavailable: Callable[[Unavailable], None],
     ) -> None:
-        self._on_ready = on_ready
-        self._on_unavailable = on_unavailable
-
-    def ready(self, upstream: Upstream) -> None:
-        self._on_ready(upstream)
-
-    def unavailable(self, why: Unavailable) -> None:
-        self._on_unavailable(why)
+        self.ready = ready
+        self.unavailable = unavailable

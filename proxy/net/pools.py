@@ -92,10 +92,15 @@ class Pools:
         for pool in self._pools.get(address, {}).values():
             pool.drop_idle()
 
-    def get(self, address: Address, wire: Wire) -> Pool:
+    def at(self, address: Address) -> dict[Wire, Pool]:
+        """The pools of an address, with those that are made later, until they are closed."""
         by_wire = self._pools.get(address)
         if by_wire is None:
             by_wire = self._pools[address] = {}
+        return by_wire
+
+    def get(self, address: Address, wire: Wire) -> Pool:
+        by_wire = self.at(address)
         pool = by_wire.get(wire)
         if pool is None:
             pool = by_wire[wire] = self._new(address, wire)

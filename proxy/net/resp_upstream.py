@@ -37,12 +37,12 @@ class RespUpstream:
     __slots__ = (
         "_extra",
         "_limits",
-        "_lost",
         "_on_loss",
         "_on_reply",
         "_parser",
         "address",
         "heard_s",
+        "is_lost",
         "on_idle_loss",
         "on_room",
         "on_unsolicited",
@@ -71,7 +71,7 @@ class RespUpstream:
         self._extra = b""
         self._on_reply: ReplyCallback | None = None
         self._on_loss: LossCallback | None = None
-        self._lost = False
+        self.is_lost = False
         self.stream = Stream(loop, sock)
         self.stream.on_data = self._on_data
         self.stream.on_eof = self._on_eof
@@ -82,13 +82,9 @@ class RespUpstream:
     def is_busy(self) -> bool:
         return self._on_reply is not None
 
-    @property
-    def is_lost(self) -> bool:
-        return self._lost
-
     def looks_alive(self) -> bool:
         """Whether the kernel knows of no end: the loop may not have told us of a FIN yet."""
-        return not self._lost and self.stream.is_quiet()
+        return not self.is_lost and self.stream.is_quiet()
 
     def send(self, request: Outgoing, on_reply: ReplyCallback, on_loss: LossCallback) -> int:
         """Write one request; exactly one of the two is called, unless `close` comes first.
@@ -153,7 +149,7 @@ class RespUpstream:
         on_reply(answer)
         # Unless the stream was taken meanwhile, and they with it.
         extra, self._extra = self._extra, b""
-        if extra and not self._lost:
+        if extra and not self.is_lost:
             on_unsolicited(extra)
 
     def _on_eof(self) -> None:
@@ -165,9 +161,9 @@ class RespUpstream:
         self._lose(f"{self.address} ended the connection{reason}")
 
     def _lose(self, why: str) -> None:
-        if self._lost:
+        if self.is_lost:
             return
-        self._lost = True
+        self.is_lost = True
         on_loss, self._on_reply, self._on_loss = self._on_loss, None, None
         self.stream.hang_up()
         if on_loss is not None:
@@ -180,12 +176,12 @@ class RespUpstream:
 
         A server that does not take a request which nobody waits for must not hold it here.
         """
-        self._lost = True
+        self.is_lost = True
         self._on_reply = self._on_loss = None
         self.stream.hang_up()
 
     def take_stream(self) -> tuple[Stream, bytes]:
         """Give up the stream, with bytes that were read and not used, to be spliced."""
-        self._lost = True
+        self.is_lost = True
         extra, self._extra = self._extra, b""
         return self.stream, extra + self._parser.pending

@@ -11,7 +11,6 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
 from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict, judge_again
@@ -204,18 +203,19 @@ class Session:
         return HandOver(number, self._loop, client, lane, self.peer, protocol, first, self.notes)
 
     def _parse(self, data: bytes) -> None:
-        commands: list[Command] = []
-        # What broke the protocol is in the parser's `error`; see _after_pump.
-        with suppress(ProtocolError):
+        try:
             commands = self._parser.feed(data)
+        except ProtocolError:
+            commands = []  # What broke it is in the parser's `error`; see _after_pump.
         if self._parser.has_dropped and self.notes is not None:
             self.notes.lose_track()
         for command in commands:
             self._commands.append(command)
             self._queued_bytes += len(command.raw)
-        if commands or not self._parser.mid_frame:
+        mid_frame = self._parser.mid_frame
+        if commands or not mid_frame:
             self._cancel_slow_timer()
-        if self._parser.mid_frame:
+        if mid_frame:
             self._start_slow_timer()
         if self._is_closing:
             self._throttle()  # The pump, which does it otherwise, has stopped.

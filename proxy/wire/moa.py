@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import lru_cache
 from types import MappingProxyType
 
 from proxy.wire.value import value
@@ -123,10 +124,10 @@ def route_of(request: dict[str, object]) -> Route:
 
 
 def _decode_object(body: bytes) -> dict[str, object]:
-    if not body.lstrip(b" \t\r\n").startswith(b"{"):
+    if not body.startswith(b"{") and not body.lstrip(b" \t\r\n").startswith(b"{"):
         raise NotMoa(f"expected a JSON object, got {body[:16]!r}")
     try:
-        decoded = _DECODER.decode(body.decode())
+        decoded = _decode(body.decode())
     except RecursionError:
         raise BadRequest(Ec.SERIALIZATION, "request is nested too deeply") from None
     except ValueError as error:
@@ -134,6 +135,15 @@ def _decode_object(body: bytes) -> dict[str, object]:
     if not isinstance(decoded, dict):
         raise NotMoa(f"expected a JSON object, got {type(decoded).__name__}")
     return decoded
+
+
+def _decode(text: str) -> object:
+    """As `_DECODER.decode`, which looks for space around the value whether there is any or not."""
+    if text.startswith("{"):
+        value, end = _DECODER.raw_decode(text)
+        if end == len(text) or not text[end:].strip(" \t\n\r"):
+            return value
+    return _DECODER.decode(text)
 
 
 def _read_action(request: dict[str, object]) -> tuple[str, str]:
@@ -144,6 +154,12 @@ def _read_action(request: dict[str, object]) -> tuple[str, str]:
         raise BadRequest(
             Ec.INVALID_TARGET_URI, f"Invalid target uri: action is {_kind(action)}, expected text"
         )
+    return _split_action(action)
+
+
+@lru_cache(maxsize=1024)
+def _split_action(action: str) -> tuple[str, str]:
+    """Remembered, because a node asks few services, very often."""
     uri, _, group = action.partition("#")
     if not uri or len(action) > MAX_URI_CHARS or " " in action or not action.isprintable():
         raise BadRequest(

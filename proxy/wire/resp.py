@@ -26,6 +26,7 @@ __all__ = [
     "array",
     "bulk",
     "encode_command",
+    "encode_get",
     "error",
     "integer",
     "simple",
@@ -39,6 +40,11 @@ _LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
 def encode_command(*args: bytes) -> bytes:
     """A command as a client sends it, in the multi-bulk form."""
     return array(*(bulk(arg) for arg in args))
+
+
+def encode_get(key: bytes) -> bytes:
+    """`encode_command(b"GET", key)`, which every request of MOA is, in one step."""
+    return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key)
 
 
 def array(*encoded: bytes) -> bytes:

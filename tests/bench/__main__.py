@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import crowd, registry, simulation
+from tests.bench import crowd, hotpath, registry, simulation
 from tests.bench.codecs import codec_costs
 from tests.bench.measure import (
     LoadShape,
@@ -62,6 +62,16 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--registry", action="store_true", help="only the view of a large registry; needs no root"
+    )
+    parser.add_argument(
+        "--hotpath",
+        action="store_true",
+        help="only what one request costs the agent's process: needs no root, and no peer",
+    )
+    parser.add_argument(
+        "--instructions",
+        action="store_true",
+        help="with --hotpath: count instructions too, by valgrind, which takes minutes",
     )
     return parser.parse_args()
 
@@ -124,6 +134,9 @@ def main() -> int:
         return 0
     if options.registry:
         print(registry.table(registry.measure()))
+        return 0
+    if options.hotpath:
+        print(hotpath.table(hotpath.measure(options.rounds, instructions=options.instructions)))
         return 0
     if options.codecs:
         options.only = ["codecs"]

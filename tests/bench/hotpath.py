@@ -9,10 +9,7 @@ sees no kernel and takes a minute).
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import os
-import random
 import re
 import shutil
 import socket
@@ -20,24 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import uvloop
-
-from proxy.core.mesh_calls import Origin
-from proxy.core.model import Address, Instance, ServiceKey, ServiceTable
-from proxy.core.routing import Router
-from proxy.net.board import Board
-from proxy.net.forward import Forwarder, ForwardSettings
-from proxy.net.front import Front
-from proxy.net.lane import LaneSettings
-from proxy.net.local_call import LocalServices
-from proxy.net.mesh_pool import MeshPoolSettings
-from proxy.net.pool_types import PoolSettings
-from proxy.net.served import Direction, Peer, SessionSettings
-from proxy.obs.metrics import Metrics
 from proxy.wire.mesh import (
     MeshConnection,
     RequestHeader,
@@ -46,49 +28,17 @@ from proxy.wire.mesh import (
     ResponseReceived,
     Settings,
 )
-from proxy.wire.resp import Limits, bulk, encode_command
+from proxy.wire.resp import bulk, encode_command
+from tests.bench import hotpath_agent
+from tests.bench.hotpath_agent import CASES, URI, Case
 from tests.bench.tools import BenchError
 
-_URI = "/service/echo"
-_BODY = b'{"action":"%s","params":{"m":"echo","args":["%s"]}}' % (_URI.encode(), b"x" * 960)
+_BODY = b'{"action":"%s","params":{"m":"echo","args":["%s"]}}' % (URI.encode(), b"x" * 960)
 _REPLY = b'{"ec":200,"em":"","result":"%s"}' % (b"x" * 990)
-_LIMITS = Limits()
 _WARM_UP = 100
 _COUNTED = 500
 _ROUND = 1000
-_SLOTS = 256
-_WITHIN_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One way of a request through an agent; `board`: as a supervised agent notes it."""
-
-    direction: Direction
-    mesh: bool
-    board: bool
-
-    def __str__(self) -> str:
-        wire = "mesh" if self.mesh else "RESP"
-        return f"{self.direction.value} {wire}{', board' if self.board else ''}"
-
-    @property
-    def far_speaks_mesh(self) -> bool:
-        return self.mesh and self.direction is Direction.OUTBOUND
-
-    @property
-    def near_speaks_mesh(self) -> bool:
-        return self.mesh and self.direction is Direction.INBOUND
-
-
-# An agent's connection is not noted: requests of it are the caller's agent's to send again.
-CASES = tuple(
-    Case(direction, mesh, board)
-    for direction in Direction
-    for mesh in (False, True)
-    for board in (False, True)
-    if not (mesh and board and direction is Direction.INBOUND)
-)
+_WITHIN_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +56,7 @@ def measure(rounds: int, *, instructions: bool) -> list[PathCost]:
     seen: dict[Case, list[float]] = {case: [] for case in CASES}
     for _ in range(max(3, rounds)):
         for case in CASES:
-            seen[case].append(_cpu_us(case))
+            seen[case].append(cpu_us(case))
     return [
         PathCost(case, min(us), sorted(us)[len(us) // 2], _count(case) if instructions else None)
         for case, us in seen.items()
@@ -121,12 +71,13 @@ def table(costs: list[PathCost]) -> str:
     return "\n".join(lines)
 
 
-def _cpu_us(case: Case) -> float:
+def cpu_us(case: Case, warm_up: int = _WARM_UP, count: int = _ROUND) -> float:
+    """CPU time of one request, the mean of a round of `count`."""
     with _Agent(case, []) as agent:
-        agent.carry(_WARM_UP)
+        agent.carry(warm_up)
         before_s = agent.cpu_s()
-        agent.carry(_ROUND)
-        return 1e6 * (agent.cpu_s() - before_s) / _ROUND
+        agent.carry(count)
+        return 1e6 * (agent.cpu_s() - before_s) / count
 
 
 def _count(case: Case) -> int:
@@ -136,11 +87,13 @@ def _count(case: Case) -> int:
         raise BenchError("--instructions needs valgrind, which is not installed")
     with tempfile.TemporaryDirectory(prefix="moa-bench-") as directory:
         log = Path(directory) / "log"
-        prefix = [valgrind, "--tool=callgrind", "--instr-atstart=no", f"--log-file={log}"]
-        if kept := os.environ.get("HOTPATH_CALLGRIND"):
-            prefix += [f"--callgrind-out-file={kept}"]
-        else:
-            prefix += [f"--callgrind-out-file={directory}/out"]
+        prefix = [
+            valgrind,
+            "--tool=callgrind",
+            "--instr-atstart=no",
+            f"--log-file={log}",
+            f"--callgrind-out-file={directory}/out",
+        ]
         with _Agent(case, prefix) as agent:
             agent.carry(_WARM_UP)
             agent.instrument("on")
@@ -164,7 +117,7 @@ class _Agent:
         port = self._listener.getsockname()[1]
         inner.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         number, fd = CASES.index(case), inner.fileno()
-        command = [sys.executable, "-m", __name__, str(number), str(fd), str(port)]
+        command = [sys.executable, "-m", hotpath_agent.__name__, str(number), str(fd), str(port)]
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         self._process = subprocess.Popen([*prefix, *command], pass_fds=[fd], env=environment)
         inner.close()
@@ -277,7 +230,7 @@ class _NearMesh(_Mesh):
 
     def begin(self, sock: socket.socket) -> None:
         header = RequestHeader(
-            _URI, "echo", deadline_ms=4999, source_app="app", source_zone="zone",
+            URI, "echo", deadline_ms=4999, source_app="app", source_zone="zone",
             traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
         )  # fmt: skip
         self._connection.send_request(header, _BODY)
@@ -308,74 +261,3 @@ def _read(sock: socket.socket, count: int) -> None:
         if not data:
             raise BenchError("the agent ended a connection")
         count -= len(data)
-
-
-# The process with the agent
-
-
-async def _serve(case: Case, sock: socket.socket, address: Address) -> None:
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    protocols = ("resp", "mesh") if case.far_speaks_mesh else ("resp",)
-    table = ServiceTable.build({ServiceKey(_URI): [Instance(address, protocols=protocols)]})
-    forwarder = _forwarder(loop)
-    forwarder.update(table)
-    board = None
-    if case.board:
-        board = Board.create(os.memfd_create("board", os.MFD_CLOEXEC), _SLOTS)
-    front = _front(forwarder, table, lambda: ended.set_result(None), board)
-    if case.far_speaks_mesh:
-        forwarder.pools.meet([address])
-        while not forwarder.pools.met():
-            await asyncio.sleep(0.01)
-    sock.setblocking(False)
-    client = Address(*sock.getpeername()[:2])
-    front.serve(sock, Peer(case.direction, client, address, True, None))
-    # As the agent does when it has started.
-    gc.collect()
-    gc.freeze()
-    await ended
-
-
-def _forwarder(loop: asyncio.AbstractEventLoop) -> Forwarder:
-    largest = _LIMITS.max_element
-    pool = PoolSettings(64, 2, 128, 64, 2.0, 60.0, 120.0, 0, largest)
-    mesh = MeshPoolSettings(Settings(), Origin("app", "zone"), 1, 60.0, 2.0, mark=0)
-    return Forwarder(
-        loop,
-        ForwardSettings(5.0, largest, pool, mesh),
-        Router(zone="zone", default_group="*"),
-        Metrics(),
-        random.Random(1),
-        lambda _address: None,
-    )
-
-
-def _front(
-    forwarder: Forwarder, table: ServiceTable, on_end: Callable[[], None], board: Board | None
-) -> Front:
-    made = forwarder.settings
-    local = LocalServices(
-        forwarder.loop, replace(made.pool), forwarder.metrics, made.timeout_s, made.max_body_bytes
-    )
-    local.update(table)
-    settings = SessionSettings(
-        limits=_LIMITS,
-        max_pending_bytes=256 * 1024,
-        pipeline_depth=1,
-        packets_at_once=128,
-        max_packet=_LIMITS.max_element,
-        detect_wait_s=1.0,
-        request_read_timeout_s=10.0,
-        lane=LaneSettings(_LIMITS, connect_timeout_s=2.0, patience_s=2.0, mark=0),
-    )
-    return Front(settings, forwarder, on_end, Settings(), local, board)
-
-
-def _main(number: int, descriptor: int, port: int) -> None:
-    sock = socket.socket(fileno=descriptor)
-    uvloop.run(_serve(CASES[number], sock, Address("127.0.0.1", port)))
-
-
-if __name__ == "__main__":
-    _main(*map(int, sys.argv[1:4]))

@@ -81,7 +81,7 @@ def open_descriptors() -> int:
 
 
 def _is_others(lab: Lab, text: str) -> bool:
-    ids = re.findall(r"moa[0-9a-f]{6}|moa-probe-|moa-selftest-", text)
+    ids = re.findall(r"moa[0-9a-f]{6}|moa-probe-|moa-selftest-|moa-systemd-", text)
     return any(found != lab.id for found in ids)
 
 

@@ -279,15 +279,22 @@ def forwarder_of(
     return made
 
 
-def front_of(
-    forwarder: Forwarder, settings: SessionSettings, on_end: Callable[[], None] = lambda: None
-) -> Front:
-    """A front whose agents are served from the forwarder's own kind of pools."""
+def local_of(forwarder: Forwarder) -> LocalServices:
+    """Local services from the forwarder's own kind of pools."""
     made = forwarder.settings
-    local = LocalServices(
+    return LocalServices(
         forwarder.loop, made.pool, forwarder.metrics, made.timeout_s, made.max_body_bytes
     )
-    return Front(settings, forwarder, on_end, Settings(), local)
+
+
+def front_of(
+    forwarder: Forwarder,
+    settings: SessionSettings,
+    on_end: Callable[[], None] = lambda: None,
+    local: LocalServices | None = None,
+) -> Front:
+    """A front whose agents are served from the forwarder's own kind of pools."""
+    return Front(settings, forwarder, on_end, Settings(), local or local_of(forwarder))
 
 
 def session_settings(**changes: float) -> SessionSettings:

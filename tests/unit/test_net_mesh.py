@@ -45,8 +45,10 @@ from tests.unit.net_support import (
     LIMITS,
     WITHIN_S,
     Connection,
+    PacketConnection,
     Server,
     front_of,
+    local_of,
     pool_settings,
     session_settings,
     tcp_pair,
@@ -334,7 +336,8 @@ class Asking:
             random.Random(1),
             lambda _address: None,
         )
-        self.front = front_of(self.forwarder, session_settings())
+        self.local = local_of(self.forwarder)
+        self.front = front_of(self.forwarder, session_settings(), local=self.local)
         self.front.serve(near, peer)
         self.far = Far(far, is_client=True)
         self._met = False
@@ -368,6 +371,24 @@ async def test_requests_reach_the_local_service_with_the_very_body() -> None:
     )
     response = await asking.response()
     assert (response.header.ec, response.header.load, joined(response.body)) == (200, 0, OK)
+    await asking.end()
+    service.close()
+
+
+async def test_a_connection_follows_what_the_registry_says_of_its_service() -> None:
+    service = await Server.start()
+    asking = Asking(service.address)
+    await asking.ask()
+    await (await service.connection()).answer(bulk(OK))
+    await asking.response()
+    said = Instance(service.address, protocols=("turbo",))
+    asking.local.update(ServiceTable.build({ServiceKey(URI): [said]}))
+    await asking.ask()
+    spoken = PacketConnection((await service.connection(1)).sock)
+    packet = await spoken.packet()
+    assert packet.body == BODY
+    spoken.answer(packet, OK)
+    assert joined((await asking.response()).body) == OK
     await asking.end()
     service.close()
 

@@ -4,12 +4,15 @@ set -u
 
 results=/tmp/results
 
-finish() {
+# Also of a trial that does not come to its end.
+save() {
     tar -C "$results" -cf /dev/vdc .
     sync
-    systemctl poweroff --force --force
 }
 
-trap finish EXIT
+export -f save
+export results
 mkdir "$results"
-bash /mnt/kernel.sh /mnt/moa.deb "$results"
+bash /mnt/kernel.sh /mnt/moa.deb "$results" save
+save
+systemctl poweroff --force --force

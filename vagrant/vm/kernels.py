@@ -30,24 +30,35 @@ class Trial:
     checks: dict[str, dict[str, Any]]
     steps: dict[str, dict[str, Any]]
     exit_codes: dict[str, int]
-    left: int
+    left: int | None
 
 
 def read(directory: Path) -> Trial:
-    """One suite's results; a command that printed nothing has none."""
+    """One suite's results; a command that printed nothing, or was not reached, has none."""
     codes = (line.split() for line in (directory / "exit-codes").read_text().splitlines())
     return Trial(
         directory.name,
         (directory / "kernel").read_text().strip(),
-        {check["id"]: check for check in _listed(directory / "doctor.json", "checks")},
+        {
+            check["id"]: check
+            for name in (
+                "doctor-pre.json",
+                "doctor.json",
+            )  # the latter's count, where it came so far
+            for check in _listed(directory / name, "checks")
+        },
         {step["id"]: step for step in _listed(directory / "selftest.json", "steps")},
         {name: int(code) for name, code in codes},
-        len((directory / "left").read_text().splitlines()),
+        _left(directory / "left"),
     )
 
 
+def _left(path: Path) -> int | None:
+    return len(path.read_text().splitlines()) if path.exists() else None
+
+
 def _listed(path: Path, key: str) -> list[dict[str, Any]]:
-    text = path.read_text()
+    text = path.read_text() if path.exists() else ""
     return list(json.loads(text)[key]) if text.strip() else []
 
 
@@ -68,8 +79,18 @@ def table(trials: list[Trial]) -> str:
     lines += [_row(f"selftest {name}", trials, _step(name)) for name in steps]
     lines.append(_row("`moactl install`", trials, lambda t: _code(t, "install")))
     lines.append(_row("`dpkg --purge`", trials, lambda t: _code(t, "purge")))
-    lines.append(_row("paths left after it", trials, lambda t: str(t.left)))
+    lines.append(
+        _row(
+            "paths left after it",
+            trials,
+            lambda t: "not reached" if t.left is None else str(t.left),
+        )
+    )
     return "\n".join(lines) + "\n"
+
+
+def _paths_left(trial: Trial) -> str:
+    return "not reached" if trial.left is None else str(trial.left)
 
 
 def _row(title: str, trials: list[Trial], cell: Callable[[Trial], str]) -> str:
@@ -93,7 +114,9 @@ def _step(name: str) -> Callable[[Trial], str]:
 
 
 def _code(trial: Trial, name: str) -> str:
-    code = trial.exit_codes[name]
+    code = trial.exit_codes.get(name)
+    if code is None:
+        return "not reached"
     return "done" if code == 0 else f"**exit code {code}**"
 
 

@@ -72,7 +72,8 @@ for suite in "${suites[@]}"; do
 done
 for i in "${!suites[@]}"; do
     suite=${suites[i]}
-    wait "${pids[i]}" || fail "the machine with the kernel of $suite ended with $?: $(tail -n 5 "$out/$suite.console")"
+    wait "${pids[i]}" || printf 'kernels: the machine with the kernel of %s ended with %s:\n%s\n' \
+        "$suite" $? "$(tail -n 5 "$out/$suite.console")"
     tar -C "$out/$suite" -xf "$scratch/$suite.img"
     printf 'kernels: %s: %s: %s\n' "$suite" "$(cat "$out/$suite/kernel")" \
         "$(tr '\n' ' ' <"$out/$suite/exit-codes")"

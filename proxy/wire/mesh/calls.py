@@ -62,7 +62,7 @@ class Calls:
     def send(self, header: RequestHeader, body: Body) -> int:
         """Take a request and return its id. Raises CannotSend."""
         flow, settings = self._flow, self._flow.settings
-        if len(self) >= settings.max_open or self._next_id > MAX_ID:
+        if len(self._placed) + len(self._waiting) >= settings.max_open or self._next_id > MAX_ID:
             raise CannotSend(Refusal.TOO_MANY, f"{len(self)} requests are open on this connection")
         length = length_of(body)
         raw = encode_request(header, length)
@@ -86,6 +86,11 @@ class Calls:
     def _place(self, peer: Hello, request_id: int, raw: bytes, body: Body, length: int) -> None:
         self._placed[request_id] = None
         self._flow.outbox.add(request_id, REQUEST, raw, body, length, peer.stream_window)
+
+    @property
+    def anybody_waits(self) -> bool:
+        """Whether `place_waiting` may have something to do."""
+        return bool(self._waiting)
 
     def place_waiting(self) -> list[Event]:
         """Give free places at the peer to those who wait, in order."""

@@ -166,12 +166,13 @@ class MeshConnection:
         Stops behind `max_bytes`, at most one frame beyond. What is returned counts as sent:
         the driver keeps what the socket did not take.
         """
-        parts: list[Buffer] = []
+        flow = self._flow
+        parts = flow.outbox.pull(max_bytes)
         if self._unsent:
-            parts.append(self._unsent)
+            parts.insert(0, self._unsent)
             self._unsent = b""
-        parts += self._flow.outbox.pull(max_bytes)
-        self._flow.give_room()
+        if flow.inbox.waiting:
+            flow.give_room()
         if len(parts) > 1 and sum(map(len, parts)) < _JOIN_BELOW:
             return [b"".join(parts)]
         return parts

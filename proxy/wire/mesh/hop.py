@@ -40,7 +40,7 @@ def child_trace(
 
     `sampled` holds for a new trace only. A tracestate is nothing without its traceparent.
     """
-    match = _TRACEPARENT.fullmatch(traceparent)
+    match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     if match is None or not _is_context(match):
         flags = "01" if sampled else "00"
         return f"00-{_random_id(bits, 128):032x}-{_random_id(bits, 64):016x}-{flags}", ""

@@ -63,7 +63,9 @@ class Link:
         if frame.kind != RESPONSE:
             raise PeerError(Reason.PROTOCOL_ERROR, "REQUEST from a server")
         event = side.received(frame, now_s)
-        return _NOTHING if event is None else [event, *side.place_waiting()]
+        if event is None:
+            return _NOTHING
+        return [event, *side.place_waiting()] if side.anybody_waits else [event]
 
     def _hello(self, frame: Frame, now_s: float) -> Sequence[Event]:
         if self.flow.peer is not None:

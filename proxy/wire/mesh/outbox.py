@@ -172,10 +172,11 @@ class Outbox:
         """
         parts: list[Buffer] = []
         room = max_bytes
-        while self._control and room > 0:
-            parts.append(self._control.popleft())
+        control, ready = self._control, self._ready
+        while control and room > 0:
+            parts.append(control.popleft())
             room -= len(parts[-1])
-        while self._ready and room > 0:
+        while ready and room > 0:
             room -= self._pull_frame(parts)
         return parts
 

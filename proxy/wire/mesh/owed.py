@@ -93,7 +93,8 @@ class Owed:
         self, request_id: int, header: RequestHeader, body: tuple[bytes, ...], arrived_s: float
     ) -> RequestReceived:
         self._owed[request_id] = None
-        self._last_delivered = max(self._last_delivered, request_id)
+        if request_id > self._last_delivered:
+            self._last_delivered = request_id
         left_ms = header.deadline_ms
         deadline_s = None if left_ms is None else arrived_s + left_ms / 1000
         return RequestReceived(request_id, header, body, arrived_s, deadline_s)
