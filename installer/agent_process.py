@@ -39,7 +39,7 @@ from installer.peering import follower, open_directory
 from installer.switches import SwitchBoard, follow_switches
 from interceptor.errors import InterceptorError
 from interceptor.maps import Maps
-from interceptor.node import Node
+from interceptor.node import LOCK_TIMEOUT_S, Node
 from proxy.app import AppSettings, ProxyApp
 from proxy.core.known import KnownInstances
 from proxy.net.adoption import Adopted
@@ -204,6 +204,8 @@ class AgentProcess:
         if self.role is not Role.SERVING:
             # Another agent serves, or the one before this one still does.
             self._locks.leave()
+            if self._handover is not None:
+                self._handover.close()  # Who ends does not step forward any more.
             if self._app.sessions:
                 await self._app.drain(self._config.agent.drain_timeout_s)
             self._app.close()
@@ -214,10 +216,15 @@ class AgentProcess:
             # it opens the gate once it is left alone, and we touch it no more.
             self._gate.shut()
             self._gate.rest()
-            self._handover.abandon()
             if self._handover.is_shared:
+                self._app.rest()
                 self._locks.leave()
+            self._handover.abandon()
         log.info("draining", connections=len(self._app.sessions))
+        if self._handover is not None and self._handover.is_shared:
+            # The other one serves, and its marks are the same.
+            await self._app.drain(self._config.agent.drain_timeout_s)
+            return
         withdrawal = group.create_task(self._announcer.withdraw())
         await self._app.drain(self._config.agent.drain_timeout_s)
         await withdrawal
@@ -266,6 +273,9 @@ class AgentProcess:
 
     def _adopt(self, path: Path) -> None:
         """Go on with the connections of an agent that died, besides our own."""
+        if self._handover is not None:
+            # What it had prepared here, and not committed, is its own, and in its estate.
+            self._handover.notice_death()
         try:
             estate = fetch(path, ADOPT_S)
         except EstateError as error:
@@ -362,10 +372,24 @@ class AgentProcess:
 
     def on_staying(self) -> None:
         """The other one may have put its programs into the kernel."""
-        self._install()
+        self._bring_back_programs()
 
-    def _install(self) -> None:
-        report = self._node.install(kernel_settings(self._config))
+    def _bring_back_programs(self) -> None:
+        """Whatever is in the way, such as an operator's command with the lock: who serves waits
+        for nobody. The other version's programs will do meanwhile, their maps are the same."""
+        try:
+            self._install(lock_timeout_s=0)
+        except (InterceptorError, OSError) as error:
+            self.has_installed = False
+            log.warning("programs not brought back", error=str(error), again_in_s=RECONCILE_S)
+            asyncio.get_running_loop().call_later(RECONCILE_S, self._try_again)
+
+    def _try_again(self) -> None:
+        if self.role is Role.SERVING and not self.has_installed and not self._stop.is_set():
+            self._bring_back_programs()
+
+    def _install(self, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        report = self._node.install(kernel_settings(self._config), lock_timeout_s=lock_timeout_s)
         self.has_installed = True
         log.info("programs", changed=list(report.changed_programs))
 
@@ -373,7 +397,7 @@ class AgentProcess:
         """All that makes us the node's agent for others to see."""
         if not self.has_installed:
             # The agent that served until now may have been of another version.
-            self._install()
+            self._bring_back_programs()
         self.role = Role.SERVING
         self._locks.claim()
         if self._keeping is not None:

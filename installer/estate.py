@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from installer.keeper import BATCH
+from installer.link import is_trusted, peer_credentials
 
 TIMEOUT_S = 5.0
 _MOST_ANSWER = 64 * 1024
@@ -129,6 +130,10 @@ def _connect(path: Path, timeout_s: float) -> socket.socket | None:
     except OSError as error:
         asker.close()
         raise EstateError(f"keeper at {path}: {error}") from error
+    _pid, uid = peer_credentials(asker)
+    if not is_trusted(uid):
+        asker.close()
+        raise EstateError(f"keeper at {path}: user {uid} is there, neither root nor ours")
     return asker
 
 

@@ -231,6 +231,10 @@ class Handover:
         on_gone, self._on_gone = self._on_gone, lambda _why: None
         on_gone(why)
 
+    def notice_death(self) -> None:
+        """If the other agent has died, let that be seen to before anything else is."""
+        self._channel.notice_death()
+
     def abandon(self) -> None:
         """Stop giving: what was not committed is ours, and the other agent is left alone."""
         if self._giver is not None:
@@ -241,6 +245,9 @@ class Handover:
         """Hang up; nothing is called back."""
         self._timer.cancel()
         self._on_gone = lambda _why: None
+        if self._taker is not None:
+            self._taker.abandon()
+            self._taker = None
         self._channel.close()
 
 

@@ -26,6 +26,7 @@ UNCLAIMED_S = 10.0
 """An estate that nobody has asked for by then goes the way of all descriptors."""
 _ASKER_S = 5.0
 """How long who asks may take for each step."""
+_CROWDED_S = 0.1
 _MOST_REQUEST = 4096
 
 # proxy/net/board.py says what these are; tests/unit/test_board.py that they are the same.
@@ -191,7 +192,12 @@ class _Watch:
     def _answer(self, *, is_alive: bool) -> bool:
         """Serve one who asks; whether nothing is left to do."""
         assert self._listener is not None
-        asker, _ = self._listener.accept()
+        try:
+            asker, _ = self._listener.accept()
+        except OSError:
+            # No descriptor is free; who asks may find one later.
+            time.sleep(_CROWDED_S)
+            return False
         with asker:
             asker.settimeout(_ASKER_S)
             try:

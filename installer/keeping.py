@@ -31,7 +31,10 @@ class Keeping:
 
     def __init__(self, kept: Keeper, runtime_dir: Path) -> None:
         """From here on the keeper can be asked. Raises OSError."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The keeper has our table but the limit of its birth, and needs a number above ours to
+        # hear its heir.
+        resource.prlimit(kept.pid, resource.RLIMIT_NOFILE, (soft, hard))
         self.board = Board.create(kept.board, min(soft, _MOST_SLOTS))
         self._kept = kept
         self._names: set[str] = set()

@@ -105,6 +105,7 @@ class Node:
         *,
         features: Features | None = None,
         object_path: Path = programs.OBJECT_PATH,
+        lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> InstallReport:
         """Bring programs, maps and the agent's hooks to this version; keeps what is attached.
 
@@ -112,7 +113,7 @@ class Node:
         """
         bpffs.ensure_mounted(self.tree)
         features = features or probe_hooks()
-        with locked(self.tree):
+        with locked(self.tree, timeout_s=lock_timeout_s):
             loaded = programs.install(self.tree, features, object_path)
             self._make_cgroup(settings.cgroup)
             with self.maps() as maps:

@@ -133,7 +133,9 @@ def unwell(
             f"{health.errors} of {health.requests} requests failed "
             f"({health.error_share:.1%}, before {usual:.1%})"
         )
-    return _too_slow(before, health, limits) if is_known else None
+    # The first seconds pay for the hand-over itself, and say little of the new version.
+    is_settled = len(new.beats) >= _LAG_BEATS
+    return _too_slow(before, health, limits) if is_known and is_settled else None
 
 
 def _too_slow(before: Health, new: Health, limits: GateLimits) -> str | None:

@@ -65,15 +65,13 @@ class Supervisor:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set; then the agents are stopped, or left to who comes anew."""
-        self.settings.runtime_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         await recovery.take_charge(self, self._stored)
         if self.current is None and self.upgrading is None:
             if estates.of_the_dead(self.settings.runtime_dir):
                 self._withdraw()
-            self._end_upgrade()
+            versions.forget_upgrade(self.settings.state_dir)
             self._start_at_s = time.monotonic()
-        watchdog_s = self._notifier.watchdog_s
-        due_s = 0.0
+        watchdog_s, due_s = self._notifier.watchdog_s, 0.0
         while not stop.is_set():
             self._tick()
             if time.monotonic() >= due_s:
@@ -113,7 +111,7 @@ class Supervisor:
     def take(self, agent: Agent) -> None:
         """This one, which was found, is the current one from now on."""
         self.current = agent
-        self._end_upgrade()
+        versions.forget_upgrade(self.settings.state_dir)
         if agent.state == "serving":
             self._serves(agent)
 
@@ -204,10 +202,12 @@ class Supervisor:
         try:
             self.current = self.start_agent(environment, before)
         except OSError as error:
-            wait_s = self.restarts.crashed(time.monotonic())
-            self.last_crash = f"{versions.command(environment)}: {error.strerror}"
-            log.error("agent not started", why=self.last_crash, next_start_s=round(wait_s, 3))
-            self._start_at_s = time.monotonic() + wait_s
+            self._not_started(f"{versions.command(environment)}: {error.strerror}")
+
+    def _not_started(self, why: str) -> None:
+        self.last_crash, wait_s = why, self.restarts.crashed(time.monotonic())
+        log.error("agent not started", why=why, next_start_s=round(wait_s, 3))
+        self._start_at_s = time.monotonic() + wait_s
 
     # Upgrades
 
@@ -223,20 +223,14 @@ class Supervisor:
         if machine.outcome is not Outcome.BROKEN:
             self._to_release |= upgrading.estates_to_release
         if survivor is None:
-            self._end_upgrade()
+            versions.forget_upgrade(self.settings.state_dir)
             self.crashed(upgrading.old, machine.why or "")
             return
         if survivor is upgrading.new:
             versions.confirm(self.settings.state_dir, upgrading.target)
         else:
-            self._end_upgrade()
+            versions.forget_upgrade(self.settings.state_dir)
         self._serves(survivor)
-
-    def _end_upgrade(self) -> None:
-        """Forget an upgrade that changed nothing."""
-        record = versions.load(self.settings.state_dir)
-        if record.upgrade is not None:
-            versions.save(self.settings.state_dir, replace(record, upgrade=None))
 
     # Time
 
@@ -260,9 +254,8 @@ class Supervisor:
         self._watch.look(self.current, now_s)
 
     def _until_next_s(self) -> float:
-        if self._start_at_s is None:
-            return TICK_S
-        return min(TICK_S, max(0.001, self._start_at_s - time.monotonic()))
+        until_s = TICK_S if self._start_at_s is None else self._start_at_s - time.monotonic()
+        return min(TICK_S, max(0.001, until_s))
 
     def _say_alive(self, watchdog_s: float | None) -> None:
         if watchdog_s is not None:
@@ -295,5 +288,12 @@ class Supervisor:
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("failed", exc_info=error)
+            if self.current is None and self.upgrading is None:
+                self._not_started(repr(error))  # nobody thought of it, but it is not the last try

@@ -65,7 +65,10 @@ class Notifier:
             self._send(f"STATUS={text}")
 
     def store(self, name: str, fd: int) -> None:
-        """Have a descriptor kept over our own end; not polled, so it stays until removed."""
+        """Have a descriptor kept over our own end; not polled, so it stays until removed.
+
+        In place of what had the name: the store is small, and a reload stores all anew."""
+        self.remove(name)
         self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd])
 
     def remove(self, name: str) -> None:

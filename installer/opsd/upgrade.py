@@ -149,6 +149,18 @@ class Upgrade(UpgradeSteps):
         taker = Who.NEW if giver is Who.OLD else Who.OLD
         return [] if self._killing else self._kill(now_s, taker)
 
+    def _baking(
+        self, now_s: float, who: Who, name: object, word: Mapping[str, Any]
+    ) -> list[Action]:
+        """The old one serves by itself: it has lost the new one, which may well live. Two that
+        serve are one too many, and only one of them can be given back to."""
+        if (who, name) != (Who.OLD, "serving") or Who.OLD not in self.alive:
+            return []
+        self.why = "the old agent serves again by itself"
+        entered = self._enter(Stage.RETURNING, now_s, self.times.move_s, self.why)
+        self._refused = True
+        return [*entered, *self._kill(now_s, Who.NEW)]
+
     def _waiting(
         self, now_s: float, who: Who, name: object, word: Mapping[str, Any]
     ) -> list[Action]:
@@ -206,6 +218,7 @@ def _why(word: Mapping[str, Any]) -> str:
 _SAID = {
     Stage.STARTING: Upgrade._starting,
     Stage.GIVING: Upgrade._moving,
+    Stage.BAKING: Upgrade._baking,
     Stage.RETURNING: Upgrade._moving,
     Stage.RESUMING: Upgrade._waiting,
     Stage.ADOPTING: Upgrade._taking,

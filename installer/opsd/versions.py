@@ -57,6 +57,10 @@ class Record:
     upgrade: dict[str, Any] | None = None
 
 
+_unwritten: dict[Path, Record] = {}
+"""By state directory: what was to be remembered and could not be written."""
+
+
 def own_environment() -> Path:
     """Where this very supervisor runs from."""
     return environment()
@@ -158,6 +162,8 @@ async def _json_of(argv: Sequence[str], within_s: float) -> Mapping[str, Any]:
 
 def load(state_dir: Path) -> Record:
     """What was remembered; a file that cannot be read is as none."""
+    if state_dir in _unwritten:
+        return _unwritten[state_dir]
     try:
         document = json.loads((state_dir / RECORD).read_text())
         return Record(document.get("current"), document.get("previous"), document.get("upgrade"))
@@ -177,7 +183,9 @@ def to_start(state_dir: Path) -> Path:
 
 
 def save(state_dir: Path, record: Record) -> None:
-    """Replace it as a whole; without a state directory we only forget sooner."""
+    """Replace it as a whole. What a full disk does not take counts in this process all the
+    same: after a crash it is the new version that is started again."""
+    _unwritten[state_dir] = record
     path = state_dir / RECORD
     staging = path.with_suffix(".new")
     try:
@@ -187,8 +195,16 @@ def save(state_dir: Path, record: Record) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.rename(staging, path)
+        del _unwritten[state_dir]
     except OSError as error:
         log.warning("record not written", path=str(path), error=error.strerror)
+
+
+def forget_upgrade(state_dir: Path) -> None:
+    """Of an upgrade that changed nothing."""
+    record = load(state_dir)
+    if record.upgrade is not None:
+        save(state_dir, replace(record, upgrade=None))
 
 
 def confirm(state_dir: Path, path: Path) -> None:

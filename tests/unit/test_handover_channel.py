@@ -6,12 +6,19 @@ import asyncio
 import os
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, cast
 
 from google.protobuf.message import Message
 
 from proxy.net.handover.channel import Channel
+from proxy.net.handover.sides import TakingSide
+from proxy.net.handover.taker import Taker
+from proxy.net.served import Served
 from proxy.wire.handover import Received
 from proxy.wire.handover import handover_pb2 as pb
 from tests.unit.net_support import until
@@ -116,3 +123,54 @@ async def test_what_breaks_the_protocol_ends_it_once() -> None:
     assert ends.lost == ["broke the protocol: magic b'MOAX', expected b'MOAH'"]
     assert not ends.far.is_open
     ends.close()
+
+
+async def test_a_death_can_be_noticed_before_the_loop_tells(tmp_path: Path) -> None:
+    """What it said before counts; a socket that its keeper holds open says nothing of it."""
+    path = tmp_path / "agent.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        process = subprocess.Popen(
+            [sys.executable, "-c", _CONNECT, str(path)], stdin=subprocess.PIPE
+        )
+        near, _ = listener.accept()
+    channel, lost = Channel(asyncio.get_running_loop(), near), list[str]()
+    channel.on_lost = lost.append
+    channel.start()
+    channel.notice_death()
+    assert lost == []
+    process.kill()
+    process.wait()
+    channel.notice_death()
+    assert len(lost) == 1
+    assert not channel.is_open
+
+
+_CONNECT = """
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM); s.connect(sys.argv[1])
+sys.stdin.read()
+"""
+
+
+class _Nobody:
+    sessions: ClassVar[dict[int, Served]] = {}
+    needs_table = False
+
+
+async def test_descriptors_that_nobody_expects_are_closed() -> None:
+    loop = asyncio.get_running_loop()
+    near, far = socket.socketpair()
+    channel, giver = Channel(loop, near), Channel(loop, far)
+    ended: list[str | None] = []
+    taker = Taker(loop, channel, cast(TakingSide, _Nobody()), lambda: None, ended.append)
+    channel.start()
+    taker.start(100)
+    with socket.socket() as sock:
+        before = len(os.listdir("/proc/self/fd"))
+        giver.send(pb.Done(), [sock.fileno()])
+        await until(lambda: ended == [None])
+        assert len(os.listdir("/proc/self/fd")) == before
+    channel.close()
+    giver.close()

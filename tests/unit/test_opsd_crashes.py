@@ -210,6 +210,20 @@ def test_agent_that_hangs_is_replaced(home: Path) -> None:
         world.close()
 
 
+def test_a_start_that_fails_in_an_unforeseen_way_is_not_the_last(home: Path) -> None:
+    world = OpsdWorld(home)
+    lock = world.runtime_dir / "agent.lock"
+    lock.mkdir()
+    try:
+        world.confirm(world.environment("1"))
+        world.start()
+        wait_until(lambda: "IsADirectoryError" in world.words(), 20, "a start has failed")
+        lock.rmdir()
+        world.wait_serving()
+    finally:
+        world.close()
+
+
 def test_agent_that_never_serves_is_replaced(home: Path) -> None:
     world = OpsdWorld(home, start_s=3)
     try:
@@ -251,6 +265,7 @@ def test_systemd_keeps_the_control_socket_and_the_agents_pidfd(home: Path) -> No
             waiting.join(20)
             assert answers
             assert world.wait_serving()["pid"] == first["pid"]
+            store.words = ""
             os.kill(first["pid"], signal.SIGKILL)
             store.until(f"FDSTOREREMOVE=1\nFDNAME=agent-{first['pid']}")
         finally:

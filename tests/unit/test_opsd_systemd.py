@@ -28,6 +28,7 @@ def test_words_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         notifier.store("control", 1)
         notifier.remove("control")
         assert [sock.recv(100) for _ in range(2)] == [b"READY=1", b"STATUS=one"]
+        assert sock.recv(100) == b"FDSTOREREMOVE=1\nFDNAME=control", "what had the name before"
         words, fds, _, _ = socket.recv_fds(sock, 100, 4)
         assert words == b"FDSTORE=1\nFDNAME=control\nFDPOLL=0"
         assert os.path.sameopenfile(fds[0], 1)

@@ -134,3 +134,13 @@ def test_both_die(stage: Stage, order: tuple[Who, Who]) -> None:
         assert run.end == (Outcome.BROKEN, None)
     else:
         assert stage is Stage.STARTING
+
+
+def test_old_serves_by_itself_while_the_new_one_bakes() -> None:
+    """They have lost each other, both live: two that serve are one too many."""
+    run = Run().to(Stage.BAKING)
+    assert run.said(OLD, "serving") == [End(NEW, Manner.KILL)]
+    assert run.said(OLD, "refused", why="hung up") == []
+    assert run.died(NEW) == [Tell(OLD, "adopt", NEW)]
+    run.said(OLD, "taken", moved=7)
+    assert run.end == (Outcome.ROLLED_BACK, OLD)

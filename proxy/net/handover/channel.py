@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import asyncio
 import os
+import select
 import socket
 import struct
 from collections import deque
@@ -85,6 +86,15 @@ class Channel:
             return  # Of another PID namespace; its socket must tell.
         else:
             self._loop.add_reader(self._process, self._on_death)
+
+    def notice_death(self) -> None:
+        """Hear now what the loop would tell next, if the other agent has died."""
+        if self._process is None or self._is_closed:
+            return
+        poll = select.poll()
+        poll.register(self._process, select.POLLIN)
+        if poll.poll(0):
+            self._on_death()
 
     def _on_death(self) -> None:
         self._hear_and_lose("the other agent has died")

@@ -9,6 +9,7 @@ tried again later with more of it, so that a slow request holds up nobody but it
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -327,8 +328,10 @@ class Giver:
 
     # What the taker says
 
-    def _on_frame(self, received: Received, _fds: list[int] | None) -> None:
+    def _on_frame(self, received: Received, fds: list[int] | None) -> None:
         message = received.message
+        for fd in fds or []:
+            os.close(fd)  # Nobody expects any.
         if isinstance(message, pb.Accepted):
             if message.batch == 0:
                 self._on_shared_accepted(message.why)

@@ -79,6 +79,8 @@ class Taker:
 
     def _on_frame(self, received: Received, fds: list[int] | None) -> None:
         message = received.message
+        if fds and not isinstance(message, pb.Shared | pb.Prepare):
+            _close_all(fds)  # Nobody expects any.
         if isinstance(message, pb.Shared):
             self._on_shared(message, fds)
         elif isinstance(message, pb.Prepare):
@@ -171,7 +173,16 @@ class Taker:
                 session.answer_foreign(message.request, header, message.body)
         self._channel.send(pb.Acknowledge(sequence=message.sequence))
 
+    def abandon(self) -> None:
+        """Take no more: what was not committed stays the other agent's, untouched."""
+        self._has_ended = True
+        self._forget("this agent was told to stop")
+
     def _on_channel_lost(self, why: str) -> None:
+        self._forget("the agent that worked on it has gone")
+        self._end(why)
+
+    def _forget(self, why: str) -> None:
         for batch in self._batches.values():
             for number in batch.numbers:
                 self._side.drop(number)
@@ -179,9 +190,8 @@ class Taker:
                 sock.close()
         self._batches.clear()
         for session in self._mesh.values():
-            session.fail_foreign("the agent that worked on it has gone")
+            session.fail_foreign(why)
         self._mesh.clear()
-        self._end(why)
 
     def _end(self, why: str | None) -> None:
         if not self._has_ended:
