@@ -127,6 +127,13 @@ class Upgrades:
         self.generations.append(successor)
         return successor
 
+    def refused(self) -> str:
+        """Start a successor that is turned away; its last words. It may have ended before
+        anybody could connect to its link."""
+        process = _start(self.node, self.config, ("--take-over", str(self.serving.entrance)))
+        assert process.popen.wait(20) == 1
+        return process.output.splitlines()[-1]
+
     def start_other(self, programs: Path) -> Generation:
         """A successor of a version with these programs."""
         argv = [str(OTHER_PROGRAMS), str(programs), str(self.config), "--supervised"]
@@ -158,21 +165,19 @@ class Upgrades:
 def start_generation(
     node: LabNode, config: Path, options: Sequence[str] = (), prefix: Sequence[str] = ()
 ) -> Generation:
-    argv = [
-        *prefix,
-        sys.executable,
-        "-I",
-        "-m",
-        "installer.agent_start",
-        str(config),
-        "--supervised",
-    ]
-    process = node.start("moa-agent", *argv, *options)
+    process = _start(node, config, options, prefix)
     try:
         link = LinkClient(node.directory / "run", process.pid)
     except Exception as error:
         raise AssertionError(f"{error}\n{process.output}") from error
     return Generation(node, process, link)
+
+
+def _start(
+    node: LabNode, config: Path, options: Sequence[str] = (), prefix: Sequence[str] = ()
+) -> Running:
+    argv = [*prefix, sys.executable, "-I", "-m", "installer.agent_start", str(config)]
+    return node.start("moa-agent", *argv, "--supervised", *options)
 
 
 def wait_no_leak(generation: Generation, own: int) -> None:
