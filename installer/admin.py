@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,12 +21,14 @@ from aiohttp import web
 from installer.admin_services import explain_route, service_facts
 from installer.client import SOCKET_NAME, own_socket_name
 from installer.config import Config
+from installer.link import is_trusted
 from installer.switches import SwitchBoard
 from proxy.app import ProxyApp
 from proxy.core.model import PeerAgent
 from proxy.net.mesh_pool import MeshPool
 from proxy.net.mesh_session import MeshSession
 from proxy.net.served import Served
+from proxy.net.sockets import peer_credentials
 from proxy.obs.metrics import exposition
 from proxy.wire.moa import Route
 
@@ -196,9 +197,8 @@ async def _only_root(request: web.Request, handler: _Handler) -> web.StreamRespo
     sock = request.transport.get_extra_info("socket") if request.transport else None
     if sock is None:
         return web.json_response({"error": "the peer has gone"}, status=403)
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _pid, uid, _gid = struct.unpack("3i", raw)
-    if uid not in (0, os.geteuid()):
+    _pid, uid = peer_credentials(sock)
+    if not is_trusted(uid):
         return web.json_response({"error": f"user {uid} may not ask"}, status=403)
     try:
         return await handler(request)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from installer.keeper import BATCH
-from installer.link import is_trusted, peer_credentials
+from installer.link import is_trusted
+from proxy.net.sockets import peer_credentials
 
 TIMEOUT_S = 5.0
 _MOST_ANSWER = 64 * 1024

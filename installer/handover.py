@@ -23,6 +23,7 @@ from interceptor.abi import ABI_VERSION
 from proxy.net.handover.channel import Channel
 from proxy.net.handover.giver import Giver, GiveSettings, Progress
 from proxy.net.handover.taker import Taker
+from proxy.net.sockets import peer_credentials
 from proxy.possession import Possession
 from proxy.wire.handover import MAX_VERSION, MIN_VERSION, Received, settle
 from proxy.wire.handover import handover_pb2 as pb
@@ -201,7 +202,7 @@ class Handover:
     def offer(self) -> None:
         """Be ready to take everything that the other agent has."""
         self._timer.cancel()
-        taker = Taker(self._loop, self._channel, self._possession, self._on_serving, self._on_taken)
+        taker = Taker(self._channel, self._possession, self._on_serving, self._on_taken)
         self._taker = taker
         taker.start(_free_descriptors())
 
@@ -280,12 +281,12 @@ class Entrance:
         assert self._sock is not None
         with suppress(OSError):
             sock, _ = self._sock.accept()
-            peer = Channel(asyncio.get_running_loop(), sock).peer
-            why = f"user {peer.uid} is neither root nor ours"
-            if is_trusted(peer.uid):
+            pid, uid = peer_credentials(sock)
+            why = f"user {uid} is neither root nor ours"
+            if is_trusted(uid):
                 why = self._on_successor(sock)
             if why:
-                log.warning("successor refused", pid=peer.pid, uid=peer.uid, reason=why)
+                log.warning("successor refused", pid=pid, uid=uid, reason=why)
                 _refuse(sock, why)
 
     def close(self) -> None:
@@ -303,7 +304,7 @@ async def connect(path: Path) -> socket.socket:
     try:
         async with asyncio.timeout(CONNECT_S):
             await asyncio.get_running_loop().sock_connect(sock, str(path))
-        uid = Channel(asyncio.get_running_loop(), sock).peer.uid
+        _pid, uid = peer_credentials(sock)
         if not is_trusted(uid):
             raise PermissionError(f"{path}: user {uid} listens there, neither root nor ours")
     except BaseException:

@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import socket
-import struct
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,11 +19,12 @@ from typing import Any
 
 import structlog
 
+from proxy.net.sockets import peer_credentials
+
 MAX_DATAGRAM = 64 * 1024
 
 Word = dict[str, Any]
 
-_UCRED = struct.Struct("3i")
 _STATES = {"ready": "ready", "serving": "serving", "given": "retired", "taken": "serving"}
 """What an agent is after it has said this."""
 
@@ -39,13 +39,6 @@ def link_path(runtime_dir: Path, pid: int) -> Path:
 def environment() -> Path:
     """Where this process's commands are: `<environment>/bin/moa-agent`."""
     return Path(os.path.realpath(os.path.dirname(sys.executable))).parent
-
-
-def peer_credentials(sock: socket.socket) -> tuple[int, int]:
-    """Process and user id at the other end of a unix socket; of who listens, for who connects."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, _ = _UCRED.unpack(raw)
-    return pid, uid
 
 
 def is_trusted(uid: int) -> bool:

@@ -20,6 +20,7 @@ from proxy.net.handover.sides import IdleUpstream
 from proxy.net.moved import Moved
 from proxy.net.pools import Pools
 from proxy.net.served import Served
+from proxy.net.sockets import socket_of
 from proxy.registry.member import BadMember, format_member, parse_member
 from proxy.wire.mesh import StateError
 
@@ -144,12 +145,12 @@ class Possession:
             raise ValueError(f"no listener {', '.join(sorted(missing))}")
         self._surroundings.on_taking()
         locks = dict(shared)
-        own = {name: _socket(locks.pop(name)) for name in _OWN if name in locks}
+        own = {name: socket_of(locks.pop(name)) for name in _OWN if name in locks}
         self._listeners = Listeners(
             own["outbound4"], own.get("outbound6"), own["inbound4"], own.get("inbound6")
         )
         self._door = {
-            name.removeprefix(_DOOR): _socket(locks.pop(name))
+            name.removeprefix(_DOOR): socket_of(locks.pop(name))
             for name in list(locks)
             if name.startswith(_DOOR)
         }
@@ -287,12 +288,6 @@ def _set_aside(pools: Pools, every: int, *, is_local: bool) -> Iterator[IdleUpst
             drop=partial(pool.detach, upstream),
             keep=partial(pool.put_back, upstream),
         )
-
-
-def _socket(descriptor: int) -> socket.socket:
-    sock = socket.socket(fileno=descriptor)
-    sock.setblocking(False)
-    return sock
 
 
 def _table_text(table: ServiceTable) -> dict[str, list[str]]:

@@ -20,8 +20,9 @@ from typing import Any
 
 import structlog
 
-from installer.link import MAX_DATAGRAM, Word, decode, link_path, peer_credentials
+from installer.link import MAX_DATAGRAM, Word, decode, link_path
 from installer.opsd.health import Beat, Pulse
+from proxy.net.sockets import peer_credentials
 
 HELLO_S = 5.0
 _CONNECT_S = 0.05

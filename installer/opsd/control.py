@@ -17,13 +17,14 @@ from typing import Any
 
 import structlog
 
-from installer.link import decode, is_trusted, peer_credentials
+from installer.link import decode, is_trusted
 from installer.opsd import systemd, versions
 from installer.opsd.status import status
 from installer.opsd.supervisor import Supervisor
 from installer.opsd.upgrade_types import Outcome
 from installer.opsd.upgrading import Line, Subscriber, Upgrading
 from installer.opsd.versions import VersionError
+from proxy.net.sockets import peer_credentials
 
 NAME = "opsd.sock"
 STORED = "control"

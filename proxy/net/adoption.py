@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from proxy.net.board import M32, W_ARRIVING, Board
 from proxy.net.moved import Moved
 from proxy.net.slot_reader import IsMoa, Lost, SlotReader
-from proxy.net.sockets import set_reset_on_close
+from proxy.net.sockets import set_reset_on_close, socket_of
 from proxy.wire.resp import Limits
 
 _SO_COOKIE = 57
@@ -56,8 +56,8 @@ def adopt_board(
         if number not in descriptors:
             found.lost.append("its descriptor did not come")
             continue
-        client = _socket(descriptors.pop(number))
-        far = _socket(descriptors.pop(entry.far)) if entry.far in descriptors else None
+        client = socket_of(descriptors.pop(number))
+        far = socket_of(descriptors.pop(entry.far)) if entry.far in descriptors else None
         if ours and cookie(client) in ours:
             client.close()
             if far is not None:
@@ -90,10 +90,4 @@ def _arrived(board: Board, descriptors: dict[int, int]) -> tuple[int, socket.soc
     number = (word & M32) - 1
     if number not in descriptors or board.entry(number) is not None:
         return None
-    return word >> 32, _socket(descriptors.pop(number))
-
-
-def _socket(descriptor: int) -> socket.socket:
-    sock = socket.socket(fileno=descriptor)
-    sock.setblocking(False)
-    return sock
+    return word >> 32, socket_of(descriptors.pop(number))

@@ -21,6 +21,7 @@ _HIGHEST_LISTENER = 65536 - 64
 """A table of descriptors costs 8 bytes for each up to the highest, here and in libuv."""
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
+_UCRED = struct.Struct("=iII")
 
 LOOP_GUARD4 = "127.0.0.6"
 LOOP_GUARD6 = "::1"
@@ -107,6 +108,20 @@ def original_destination(sock: socket.socket) -> Address | None:
     except OSError:
         return None
     return Address(host, int.from_bytes(raw[2:4], "big"))
+
+
+def socket_of(descriptor: int) -> socket.socket:
+    """The socket that another process handed over; non-blocking, and owns the descriptor."""
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(False)
+    return sock
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int]:
+    """Process and user id at the other end of a unix socket; of who listens, for who connects."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, _gid = _UCRED.unpack(raw)
+    return pid, uid
 
 
 def address_of(name: tuple[str, int]) -> Address:

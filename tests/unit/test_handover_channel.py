@@ -164,7 +164,7 @@ async def test_descriptors_that_nobody_expects_are_closed() -> None:
     near, far = socket.socketpair()
     channel, giver = Channel(loop, near), Channel(loop, far)
     ended: list[str | None] = []
-    taker = Taker(loop, channel, cast(TakingSide, _Nobody()), lambda: None, ended.append)
+    taker = Taker(channel, cast(TakingSide, _Nobody()), lambda: None, ended.append)
     channel.start()
     taker.start(100)
     with socket.socket() as sock:

@@ -12,7 +12,6 @@ import asyncio
 import os
 import select
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,20 +19,13 @@ from typing import NamedTuple
 
 from google.protobuf.message import Message
 
+from proxy.net.sockets import peer_credentials
 from proxy.wire.handover import MAX_VERSION, FrameReader, HandoverError, Received, encode
 
 _READ_SIZE = 256 * 1024
 _MAX_FDS = 253
-_CREDENTIALS = struct.Struct("=iII")
 
 OnFrame = Callable[[Received, list[int] | None], None]
-
-
-class Peer(NamedTuple):
-    """Who is at the other end, as the kernel says (SO_PEERCRED)."""
-
-    pid: int
-    uid: int
 
 
 class _Outgoing(NamedTuple):
@@ -52,7 +44,7 @@ class Channel:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        self.on_frame: OnFrame = lambda _received, fds: _close_all(fds or [])
+        self.on_frame: OnFrame = lambda _received, fds: close_all(fds or [])
         self.on_lost: Callable[[str], None] = lambda _why: None
         self.version = MAX_VERSION
         """What both sides speak, once their HELLOs are there."""
@@ -67,19 +59,13 @@ class Channel:
         sock.setblocking(False)
 
     @property
-    def peer(self) -> Peer:
-        raw = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, _gid = _CREDENTIALS.unpack(raw)
-        return Peer(pid, uid)
-
-    @property
     def is_open(self) -> bool:
         return not self._is_closed
 
     def start(self) -> None:
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
         try:
-            self._process = os.pidfd_open(self.peer.pid)
+            self._process = os.pidfd_open(peer_credentials(self._sock)[0])
         except ProcessLookupError:
             self._loop.call_soon(self._on_death)
         except OSError:
@@ -167,7 +153,7 @@ class Channel:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
         if flags & socket.MSG_CTRUNC:
-            _close_all(fds)
+            close_all(fds)
             self._arrived.append(None)
         elif fds:
             self._arrived.append(list(fds))
@@ -187,10 +173,10 @@ class Channel:
         if frame.descriptors:
             found = self._arrived.popleft() if self._arrived else None
             if found is not None and len(found) != frame.descriptors:
-                _close_all(found)
+                close_all(found)
                 found = None
         if self._is_closed:
-            _close_all(found or [])
+            close_all(found or [])
         else:
             self.on_frame(frame, found)
 
@@ -212,10 +198,11 @@ class Channel:
             os.close(self._process)
         self._out.clear()
         while self._arrived:
-            _close_all(self._arrived.popleft() or [])
+            close_all(self._arrived.popleft() or [])
 
 
-def _close_all(fds: Sequence[int]) -> None:
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that came and are not taken."""
     for fd in fds:
         with suppress(OSError):
             os.close(fd)

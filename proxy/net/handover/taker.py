@@ -6,10 +6,8 @@ forgotten here without a byte read or written.
 
 from __future__ import annotations
 
-import asyncio
-import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +16,7 @@ import structlog
 
 from proxy.core.message import Wire
 from proxy.core.model import Address
-from proxy.net.handover.channel import Channel
+from proxy.net.handover.channel import Channel, close_all
 from proxy.net.handover.codec import descriptors_of, from_message
 from proxy.net.handover.sides import TakingSide
 from proxy.net.mesh_session import MeshSession
@@ -47,14 +45,12 @@ class Taker:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         channel: Channel,
         side: TakingSide,
         on_serving: Callable[[], None],
         on_end: Callable[[str | None], None],
     ) -> None:
         self.moved = 0
-        self._loop = loop
         self._channel = channel
         self._side = side
         self._on_serving = on_serving
@@ -80,7 +76,7 @@ class Taker:
     def _on_frame(self, received: Received, fds: list[int] | None) -> None:
         message = received.message
         if fds and not isinstance(message, pb.Shared | pb.Prepare):
-            _close_all(fds)  # Nobody expects any.
+            close_all(fds)  # Nobody expects any.
         if isinstance(message, pb.Shared):
             self._on_shared(message, fds)
         elif isinstance(message, pb.Prepare):
@@ -104,7 +100,7 @@ class Taker:
                 self._side.take_shared(shared, message.next_number)
             except (OSError, ValueError) as error:
                 why = str(error) or type(error).__name__
-                _close_all(fds)
+                close_all(fds)
         self._channel.send(pb.Accepted(batch=0, why=why))
 
     def _on_prepare(self, message: pb.Prepare, fds: list[int] | None) -> None:
@@ -115,7 +111,7 @@ class Taker:
         try:
             sockets = [socket.socket(fileno=fd) for fd in fds]
         except OSError as error:
-            _close_all(fds)
+            close_all(fds)
             self._channel.send(pb.Accepted(batch=message.batch, why=str(error)))
             return
         for sock in sockets:
@@ -197,9 +193,3 @@ class Taker:
         if not self._has_ended:
             self._has_ended = True
             self._on_end(why)
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        with suppress(OSError):
-            os.close(fd)
