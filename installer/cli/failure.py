@@ -13,6 +13,7 @@ from typing import IO, Any
 import click
 
 from installer.client import AgentError
+from installer.node_state import TO_INSTALL
 from interceptor.errors import Busy, Incomplete, InterceptorError, NotInstalled, Refused
 
 
@@ -46,7 +47,7 @@ def told_plainly() -> Iterator[None]:
 
 def _next_step(error: InterceptorError) -> str:
     if isinstance(error, NotInstalled):
-        return "moactl agent run"
+        return TO_INSTALL
     if isinstance(error, Incomplete):
         return "moactl uninstall, then moactl agent run"
     if isinstance(error, Busy):

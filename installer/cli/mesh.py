@@ -12,7 +12,7 @@ from installer.cli import membership
 from installer.cli.failure import Failure, note
 from installer.cli.output import duration, emit
 from installer.cli.session import Session, pass_session, shared_options
-from installer.node_state import Installed
+from installer.node_state import TO_INSTALL, Installed
 from interceptor.cgroup import Cgroup
 from interceptor.node import Node
 
@@ -136,7 +136,7 @@ def _installed(session: Session, node: Node) -> Installed:
     state = node_state.read(node)
     if state is not None:
         return state
-    text, todo = f"{node.tree.current}: nothing is installed", "moactl agent run"
+    text, todo = f"{node.tree.current}: nothing is installed", TO_INSTALL
     config = session.config()
     # Of an agent with other pins the lock says nothing.
     if node.tree.root == config.bpf.root and (pid := agent_lock.holder(config.agent.runtime_dir)):

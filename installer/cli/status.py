@@ -11,7 +11,7 @@ from installer import node_state
 from installer.cli.output import Block, Facts, Table, duration, emit
 from installer.cli.session import Session, pass_session, shared_options
 from installer.client import AgentError
-from installer.node_state import Installed
+from installer.node_state import TO_INSTALL, Installed
 
 RENEW_HINT = (
     "These connections were made before interception, or while no agent served, and stay as "
@@ -66,7 +66,7 @@ def _node_json(state: Installed | None) -> dict[str, Any] | None:
 
 def _node_blocks(state: Installed | None, root: str) -> list[Block]:
     if state is None:
-        return [f"node: nothing is installed at {root} (moactl agent run)"]
+        return [f"node: nothing is installed at {root}: {TO_INSTALL}"]
     switch = ("shadow" if state.shadow else "on") if state.enabled else "off"
     if state.confirm_left_s is not None:
         switch += (

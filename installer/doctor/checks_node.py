@@ -6,7 +6,7 @@ from installer import agent_lock
 from installer.client import AgentError
 from installer.doctor.check import Check, Result, Severity, fail, ok, skip, warn
 from installer.doctor.probes import REGISTRY_DEADLINE_S, Listener, Probes
-from installer.node_state import Installed
+from installer.node_state import TO_INSTALL, Installed
 from installer.plan.manifest import ManifestError
 from interceptor.errors import Incomplete, InterceptorError
 from proxy.registry.base import RegistryError
@@ -182,7 +182,7 @@ def _installed(probes: Probes) -> Installed | Result:
     if probes.tree.root == probes.config.bpf.root and (pid := probes.agent_pid()):
         what, todo = agent_lock.outlived_its_pins(pid)
         return fail(f"nothing is installed; {what}", todo)
-    return fail("nothing is installed", "moactl agent run")
+    return fail("nothing is installed", TO_INSTALL)
 
 
 CHECKS = (

@@ -10,6 +10,7 @@ import os
 import select
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from installer.opsd.supervisor import Supervisor
 
 PIDFD_PREFIX = "agent-"
+
+_UNDER_WAY = {("giving", "ready"), ("giving", "serving"), ("retired", "ready")}
 
 log = structlog.get_logger("opsd")
 
@@ -63,11 +66,9 @@ def _living(runtime_dir: Path, stored: Mapping[str, int]) -> dict[int, int]:
 
 
 def _sort_out(supervisor: Supervisor, agents: list[Agent]) -> None:
-    upgrade = versions.load(supervisor.settings.state_dir).upgrade
-    by_pid = {agent.pid: agent for agent in agents}
-    if upgrade is not None and len(agents) == 2:
-        old, new = by_pid.get(upgrade.get("old_pid", 0)), by_pid.get(upgrade.get("new_pid", 0))
-        if old is not None and new is not None and (stage := _stage(old, new)) is not None:
+    upgrade = versions.load(supervisor.settings.state_dir).upgrade or {}
+    for old, new in permutations(agents, 2) if len(agents) == 2 else ():
+        if _were_seen(old, new, upgrade) and (stage := _stage(old, new)) is not None:
             _resume(supervisor, old, new, upgrade, stage)
             return
     chosen = max(agents, key=_standing)
@@ -82,6 +83,14 @@ def _sort_out(supervisor: Supervisor, agents: list[Agent]) -> None:
         for pid in estates.of_the_dead(supervisor.settings.runtime_dir):
             path = estates.keeper_path(supervisor.settings.runtime_dir, pid)
             chosen.tell({"do": "adopt", "path": str(path)})
+
+
+def _were_seen(old: Agent, new: Agent, upgrade: Mapping[str, Any]) -> bool:
+    """Whether these are the two of the record. Where there is none, as the disk was full, what
+    they say of themselves tells which is which while one gives to the other."""
+    if upgrade:
+        return (old.pid, new.pid) == (upgrade.get("old_pid"), upgrade.get("new_pid"))
+    return (old.state, new.state) in _UNDER_WAY
 
 
 def _standing(agent: Agent) -> int:

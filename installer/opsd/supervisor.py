@@ -85,6 +85,7 @@ class Supervisor:
         if self.leaves_agents:
             return
         self._notifier.stopping()
+        self._notifier.wait(ending.most_s(self.settings.drain_timeout_s))
         await self._stop_all()
 
     # Agents
@@ -217,7 +218,11 @@ class Supervisor:
         self._run(self._upgrade(upgrading, resume))
 
     async def _upgrade(self, upgrading: Upgrading, resume: Stage | None) -> None:
-        machine = await upgrading.run(resume)
+        try:
+            machine = await upgrading.run(resume)
+        except Exception as error:
+            log.exception("upgrade failed")
+            machine = upgrading.break_off(repr(error))
         survivor = upgrading.survivor
         self.upgrading, self.current = None, survivor
         if machine.outcome is not Outcome.BROKEN:
@@ -251,7 +256,7 @@ class Supervisor:
         if self._start_at_s is not None and now_s >= self._start_at_s and self._starting is None:
             self._start_at_s = None
             self._starting = self._run(self._start())
-        self._watch.look(self.current, now_s)
+        self._watch.look(self.current, now_s, self.restarts.crashes)
 
     def _until_next_s(self) -> float:
         until_s = TICK_S if self._start_at_s is None else self._start_at_s - time.monotonic()

@@ -49,7 +49,7 @@ class Notifier:
             self._send("READY=1")
 
     def wait(self, seconds: float) -> None:
-        """The start takes so much longer."""
+        """The start, or the stop, takes so much longer from now on."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def watchdog(self) -> None:

@@ -78,6 +78,12 @@ class Upgrade(UpgradeSteps):
         """Somebody wants the old one back; heeded while it bakes."""
         return self._return(now_s, why) if self.stage is Stage.BAKING else []
 
+    def break_off(self, why: str) -> list[Action]:
+        """The supervisor itself has failed: who serves, as far as is known, stays alone."""
+        if self.stage is Stage.DONE:
+            return []
+        return self._stay(why) if self.serves is Who.NEW else self._give_up(why)
+
     @property
     def can_roll_back(self) -> bool:
         return self.stage is Stage.BAKING and Who.OLD in self.alive

@@ -121,6 +121,11 @@ class Upgrading:
                 continue
         return self.machine
 
+    def break_off(self, why: str) -> Upgrade:
+        """End it where it is, after an error of ours; the machine then says how."""
+        self._do(self.machine.break_off(f"the supervisor failed: {why}"))
+        return self.machine
+
     def subscribe(self, subscriber: Subscriber) -> None:
         """They are told where it is now, and everything from now on."""
         self._subscribers.append(subscriber)

@@ -23,13 +23,12 @@ from proxy.core.packets import (
 )
 from proxy.core.translate import packet_failure, packet_reply
 from proxy.net.backend import Backend, Call
-from proxy.net.facts import facts_of
-from proxy.net.moved import CannotMove, Kind, Moved
+from proxy.net.client_session import ClientSession
+from proxy.net.moved import Kind
 from proxy.net.packet_lane import PacketLane
 from proxy.net.packet_reader import PacketReader
 from proxy.net.served import Mode, SessionSettings
 from proxy.net.session import HandOver
-from proxy.net.splice import Splice as SplicedPair
 from proxy.net.stream import Stream
 from proxy.wire.detect import Protocol
 from proxy.wire.moa import Ec
@@ -39,7 +38,7 @@ _FORMS = {Protocol.TURBO: Form.PACKET19, Protocol.TURBO9: Form.PACKET9}
 _KINDS = {Protocol.TURBO: Kind.TURBO, Protocol.TURBO9: Kind.TURBO9}
 
 
-class PacketSession:
+class PacketSession(ClientSession):
     """Serves one client until it ends; `on_end` is called once."""
 
     def __init__(
@@ -50,28 +49,13 @@ class PacketSession:
         judge: Callable[[Packet, Request, PacketSession], Verdict],
         on_end: Callable[[PacketSession], None],
     ) -> None:
-        self._number = taken.number
-        self.peer = taken.peer
-        self.mode = Mode.MOA
+        super().__init__(
+            taken.number, taken.peer, taken.client, settings, forwarder, lambda: on_end(self)
+        )
         self.protocol = taken.protocol
-        self.spoke_moa = False
-        self.service = ""
-        self.requests = 0
-        self.started_s = forwarder.loop.time()
-        self.client = taken.client
         self.notes = taken.notes
-        """The same as the client's, when there is a board."""
-        self._loop = forwarder.loop
-        self._settings = settings
-        self._forwarder = forwarder
-        self._metrics = forwarder.metrics
         self._judge = judge
-        self._on_end = on_end
         self._first = taken.first
-        self._moved: Moved | None = None
-        """Between `restore` and `start`."""
-        self._begun_before = 0
-        """Packets at the head of the input that another agent had begun before it died."""
         form = _FORMS[taken.protocol]
         self._reader = PacketReader(
             forwarder.loop,
@@ -88,16 +72,10 @@ class PacketSession:
         replies = PacketLimits(settings.lane.limits.max_element)
         patience_s = settings.lane.patience_s
         self._lane = PacketLane(forwarder.loop, taken.lane, form, replies, patience_s, self)
-        self._spliced: SplicedPair | None = None
         self._to_server = b""
         self._in_question: Packet | None = None
         """Another process looks for its route, and those behind it wait."""
-        self._is_splicing = False
         self._is_pumping = False
-        self._is_closing = False
-        self._has_ended = False
-        self._on_settled: Callable[[], None] | None = None
-        """While it is frozen."""
 
     def start(self) -> None:
         """Begin with the bytes that were read already; calls `on_end` when it is over."""
@@ -122,11 +100,6 @@ class PacketSession:
             self._lane.open()
         first, self._first = self._first, b""
         self._on_data(first)
-
-    @property
-    def _expects_moa(self) -> bool:
-        """Whether the far end is known to be a MOA server, or is nobody."""
-        return self.peer.original_is_instance or self.peer.original is None or self.spoke_moa
 
     # Reading the client
 
@@ -179,16 +152,6 @@ class PacketSession:
         self._in_question = None
         self._lane.close(was_reset=error is not None)
         self._end()
-
-    def _end_client(self) -> None:
-        self._is_closing = True
-        self.client.close()
-
-    def _end(self) -> None:
-        if not self._has_ended:
-            self._has_ended = True
-            self._reader.stop_timer()
-            self._on_end(self)
 
     # Packets, each by itself
 
@@ -298,17 +261,13 @@ class PacketSession:
         self.client.write(data)
 
     def _forward(self, packet: Packet, verdict: Forward) -> None:
-        if not self.spoke_moa or verdict.request.route.uri != self.service:
-            self.spoke_moa = True
-            self.service = verdict.request.route.uri
-            self.describe()
+        self._has_asked_for(verdict.request.route.uri)
         size = len(packet.raw)
 
         def on_outcome(outcome: Outcome) -> None:
             self._calls.pop(exchange, None)
             self._called_bytes -= size
-            limit = self._forwarder.settings.max_body_bytes
-            self._reply(packet, packet_reply(outcome, packet, limit))
+            self._reply(packet, packet_reply(outcome, packet, self._max_body))
             self._pump()
 
         exchange = self._forwarder.prepare(verdict.request, on_outcome, self.peer.caller)
@@ -319,10 +278,7 @@ class PacketSession:
     # The dialled address
 
     def _pass_on(self, packet: Packet, verdict: ToOriginal) -> None:
-        self._metrics.passed_on += 1
-        if verdict.uri and verdict.uri != self.service:
-            self.service = verdict.uri
-            self.describe()
+        self._passes_on(verdict.uri)
 
         def unreachable() -> None:
             if verdict.instead is None:
@@ -381,128 +337,50 @@ class PacketSession:
         self._to_server = to_server + self._unparsed()
         self.mode = Mode.RAW
         self.protocol = Protocol.OTHER
-        self._lane.take(lambda server, read: self._join(server, to_client + read))
+        self._lane.take(lambda server, read: self._joined(server, to_client + read))
 
-    def _join(self, server: Stream | None, to_client: bytes) -> None:
-        if server is None:
-            # A protocol that we do not know has no error reply: a reset, never a clean FIN.
-            self.client.abort()
-            return
-        self._metrics.spliced += 1
-        to_server, self._to_server = self._to_server, b""
-        if self.notes is not None:
-            self.notes.join(self.client, server, len(to_server), len(to_client))
-        if self._on_settled is not None:
-            server.hold()
-        self._spliced = SplicedPair(
-            self.client, server, to_server=to_server, to_client=to_client, on_end=self._end
-        )
-        self._tell_settled()
+    def _joined(self, server: Stream | None, to_client: bytes) -> None:
+        if not self._has_ended:
+            to_server, self._to_server = self._to_server, b""
+            self._join(server, to_server, to_client)
 
     # Changing hands (docs/UPGRADE.md)
 
-    def freeze(self, on_settled: Callable[[], None]) -> None:
-        """Finish what has begun and begin nothing; calls back from the loop once `export` can
-        be called, unless the client leaves before."""
-        self._on_settled = on_settled
+    def _stop_timers(self) -> None:
         self._reader.stop_timer()
-        self.client.hold()
-        if self._spliced is not None:
-            self._spliced.hold()
-        self._loop.call_soon(self._tell_settled)
 
-    def thaw(self) -> None:
-        """Go on as if nothing had been."""
-        if self._on_settled is None or self._has_ended:
-            return
-        self._on_settled = None
-        self.client.unhold()
-        if self._lane.stream is not None:
-            self._lane.stream.unhold()
-        if self._spliced is not None:
-            self._spliced.unhold()
-        elif not self._is_splicing:
-            self._reader.resume_timer()
-            self._pump()
+    def _resume_timers(self) -> None:
+        self._reader.resume_timer()
 
     @property
-    def is_settled(self) -> bool:
-        """Whether it could change hands now."""
-        if self._has_ended or self._is_closing:
-            return False
-        if self._is_splicing:
-            return self._spliced is not None
+    def _owes_nothing(self) -> bool:
         is_under_way = self._calls or self._in_question is not None
         return not is_under_way and self._lane.is_settled and self._reader.error is None
 
-    def _tell_settled(self) -> None:
-        if self._on_settled is not None and self.is_settled:
-            self._on_settled()
+    @property
+    def _far(self) -> Stream | None:
+        return self._lane.stream
 
-    def export(self) -> Moved:
-        """All that another agent needs to go on. Raises CannotMove when it is not settled."""
-        if not self.is_settled:
-            raise CannotMove(f"the packets of {self.peer.client} are not settled")
-        to_client, to_server, server = self.client.hand_out(), b"", self._lane.stream
-        kind, unread = _KINDS.get(self.protocol, Kind.RAW), self._reader.peek_all()
-        if self._spliced is not None:
-            kind, server, unread = Kind.RAW, self._spliced.server, b""
-        if server is not None:
-            server.hold()
-            to_server = server.hand_out()
-        return Moved(
-            number=self._number,
-            kind=kind,
-            direction=self.peer.direction,
-            client=self.client.sock,
-            server=server.sock if server is not None else None,
-            original=self.peer.original,
-            caller=self.peer.caller,
-            unread=unread,
-            to_client=to_client,
-            to_server=to_server,
-            spoke_moa=self.spoke_moa,
-            service=self.service,
-            requests=self.requests,
-            started_s=self.started_s,
-        )
-
-    def let_go(self) -> None:
-        """Another agent has it: forget it, and say nothing to anybody."""
-        self._on_settled = None
-        self.client.detach()
-        if self._moved is not None and self._moved.server is not None:
-            self._moved.server.close()
-        if self._spliced is not None:
-            self._spliced.detach()
+    def _detach_far(self) -> None:
         self._lane.detach()
-        self._end()
 
-    def restore(self, moved: Moved) -> None:
-        """Be what `moved` was; `start` goes on where the other agent stopped."""
-        self.spoke_moa, self.service = moved.spoke_moa, moved.service
-        self.requests, self.started_s = moved.requests, moved.started_s
-        self._moved = moved
+    def _give_up_dialling(self) -> None:
+        return  # A packet waits for it.
+
+    @property
+    def _kind(self) -> Kind:
+        return _KINDS.get(self.protocol, Kind.RAW)
+
+    @property
+    def _unserved(self) -> bytes:
+        return self._reader.peek_all()
 
     # From outside
 
     @property
-    def facts(self) -> bytes:
-        """Who the client is, for the board."""
-        return facts_of(self, self._number)
-
-    def describe(self) -> None:
-        """Note the facts, some of which have changed."""
-        if self.notes is not None:
-            self.notes.describe(self.facts)
-
-    @property
-    def upstream(self) -> Address | None:
-        """Where one of its requests, or its bytes, go."""
-        for exchange in self._calls:
-            if exchange.instance is not None:
-                return exchange.instance.address
-        return self.peer.original if self._lane.is_open or self._spliced else None
+    def _asked(self) -> Address | None:
+        instances = (exchange.instance for exchange in self._calls)
+        return next((found.address for found in instances if found is not None), None)
 
     @property
     def is_idle(self) -> bool:
@@ -513,9 +391,3 @@ class PacketSession:
             or self._lane.owes
             or self._reader.mid_frame
         )
-
-    def close(self) -> None:
-        if self._spliced is not None:
-            self._spliced.abort()
-        else:
-            self.client.abort()

@@ -17,13 +17,12 @@ from proxy.core.dispatch import Answer, Forward, Splice, ToOriginal, Verdict, ju
 from proxy.core.model import Address
 from proxy.core.translate import resp_reply
 from proxy.net.backend import Backend, Call
-from proxy.net.facts import facts_of
+from proxy.net.client_session import ClientSession
 from proxy.net.lane import Lane
-from proxy.net.moved import CannotMove, Kind, Moved, RedisState
+from proxy.net.moved import Kind, Moved, RedisState
 from proxy.net.notes import Notes
 from proxy.net.resp_upstream import RespUpstream
 from proxy.net.served import Mode, Peer, SessionSettings
-from proxy.net.splice import Splice as SplicedPair
 from proxy.net.stream import Stream
 from proxy.wire.detect import Protocol, detect
 from proxy.wire.moa import Ec, error_body
@@ -65,7 +64,7 @@ class _Slot:
         self.exchange: Call | None = None
 
 
-class Session:
+class Session(ClientSession):
     """Serves one accepted connection until it ends; `on_end` is called once."""
 
     def __init__(
@@ -80,24 +79,17 @@ class Session:
         on_other: Callable[[HandOver], None],
     ) -> None:
         """`on_other` takes over a client that turns out to speak another protocol of ours."""
-        self.peer = peer
+        super().__init__(
+            state.client_id,
+            peer,
+            Stream(forwarder.loop, sock),
+            settings,
+            forwarder,
+            lambda: on_end(self),
+        )
         self.state = state
         self.mode = Mode.DETECTING
-        self.protocol = Protocol.UNDECIDED
-        self.spoke_moa = False
-        self.service = ""
-        self.requests = 0
-        self.started_s = forwarder.loop.time()
-        self.client = Stream(forwarder.loop, sock)
-        self.notes: Notes | None = None
-        """The same as the client's, when there is a board."""
-        self._loop: asyncio.AbstractEventLoop = forwarder.loop
-        self._settings = settings
-        self._forwarder = forwarder
-        self._metrics = forwarder.metrics
-        self._max_body = forwarder.settings.max_body_bytes
         self._judge = judge
-        self._on_end = on_end
         self._on_other = on_other
         self._parser = RequestParser(settings.limits)
         self._commands: deque[Command] = deque()
@@ -113,17 +105,7 @@ class Session:
             self._on_server_first,
             self._on_lane_hangup,
         )
-        self._spliced: SplicedPair | None = None
-        self._is_splicing = False
-        self._is_closing = False
         self._is_pumping = False
-        self._has_ended = False
-        self._on_settled: Callable[[], None] | None = None
-        """While it is frozen."""
-        self._moved: Moved | None = None
-        """Between `restore` and `start_restored`."""
-        self._begun_before = 0
-        """Commands at the head of the input that another agent had begun before it died."""
         self._slow_timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
 
@@ -150,11 +132,6 @@ class Session:
         if upstream is None and self.mode is Mode.DETECTING and not self._is_splicing:
             # connect() should have failed, and did not only because of us.
             self.client.abort()
-
-    @property
-    def _expects_moa(self) -> bool:
-        """Whether the far end of this connection is known to be a MOA server, or is nobody."""
-        return self.peer.original_is_instance or self.peer.original is None or self.spoke_moa
 
     def _on_client_data(self, data: bytes) -> None:
         if self._is_splicing:
@@ -199,7 +176,7 @@ class Session:
         self._on_other(self._as_taken(protocol, first))
 
     def _as_taken(self, protocol: Protocol, first: bytes) -> HandOver:
-        number, client, lane = self.state.client_id, self.client, self._lane
+        number, client, lane = self._number, self.client, self._lane
         return HandOver(number, self._loop, client, lane, self.peer, protocol, first, self.notes)
 
     def _parse(self, data: bytes) -> None:
@@ -294,18 +271,6 @@ class Session:
             self._lane.close()
         self._end()
 
-    def _end_client(self) -> None:
-        self._is_closing = True
-        self.client.close()
-
-    def _end(self) -> None:
-        if self._has_ended:
-            return
-        self._has_ended = True
-        self._cancel_silence_timer()
-        self._cancel_slow_timer()
-        self._on_end(self)
-
     # Commands and replies, in order
 
     def _pump(self) -> None:
@@ -382,10 +347,7 @@ class Session:
                 self.describe()
             self._fulfil(slot, verdict.reply)
         elif isinstance(verdict, Forward):
-            if not self.spoke_moa or verdict.request.route.uri != self.service:
-                self.spoke_moa = True
-                self.service = verdict.request.route.uri
-                self.describe()
+            self._has_asked_for(verdict.request.route.uri)
             exchange = self._forwarder.prepare(
                 verdict.request,
                 lambda outcome: self._fulfil(slot, resp_reply(outcome, self._max_body)),
@@ -398,10 +360,7 @@ class Session:
 
     def _pass_on(self, command: Command, verdict: ToOriginal, slot: _Slot) -> None:
         """Send one command to the address that was dialled."""
-        self._metrics.passed_on += 1
-        if verdict.uri and verdict.uri != self.service:
-            self.service = verdict.uri
-            self.describe()
+        self._passes_on(verdict.uri)
 
         def unreachable() -> None:
             if verdict.instead is None:
@@ -439,14 +398,9 @@ class Session:
 
     # Traffic that is not MOA
 
-    def _peek_unparsed(self) -> bytes:
-        """Every byte that was read and not served, in its order."""
-        commands = b"".join(c.skipped + c.raw for c in self._commands)
-        return self._unread + commands + self._parser.pending
-
     def _unparsed(self) -> bytes:
         """Take every byte that was read and not served."""
-        rest = self._peek_unparsed()
+        rest = self._unserved
         self._commands.clear()
         self._queued_bytes = 0
         self._unread = b""
@@ -483,115 +437,53 @@ class Session:
         if not self._slots and self.mode is not Mode.RAW and not self._has_ended:
             self.mode = Mode.RAW
             self.protocol = Protocol.OTHER
-            self._lane.take(self._splice)
+            self._lane.take(self._joined)
 
-    def _splice(self, upstream: RespUpstream | None) -> None:
+    def _joined(self, upstream: RespUpstream | None) -> None:
         if self._has_ended:
             return
-        if upstream is None:
-            # A protocol that we do not know has no error reply: a reset, never a clean FIN.
-            self.client.abort()
-            return
-        self._metrics.spliced += 1
-        server, to_client = upstream.take_stream()
+        server, to_client = upstream.take_stream() if upstream is not None else (None, b"")
         to_server, self._unread = self._unread, b""
-        if self._on_settled is not None:
-            server.hold()
-        self._join(server, to_server=to_server, to_client=to_client)
-        self._tell_settled()
-
-    def _join(self, server: Stream, *, to_server: bytes, to_client: bytes) -> None:
-        if self.notes is not None:
-            self.notes.join(self.client, server, len(to_server), len(to_client))
-        self._spliced = SplicedPair(
-            self.client, server, to_server=to_server, to_client=to_client, on_end=self._end
-        )
+        self._join(server, to_server, to_client)
 
     # Changing hands (docs/UPGRADE.md)
 
-    def freeze(self, on_settled: Callable[[], None]) -> None:
-        """Finish what has begun and begin nothing; calls back from the loop once `export` can
-        be called, unless the client leaves before."""
-        self._on_settled = on_settled
+    def _stop_timers(self) -> None:
         self._cancel_slow_timer()
         self._cancel_silence_timer()
-        self.client.hold()
-        if self._spliced is not None:
-            self._spliced.hold()
-        elif self.mode is Mode.DETECTING and not self._is_splicing:
-            self._lane.stop_dialling()
-        self._loop.call_soon(self._tell_settled)
 
-    def thaw(self) -> None:
-        """Go on as if nothing had been."""
-        if self._on_settled is None or self._has_ended:
-            return
-        self._on_settled = None
-        self.client.unhold()
-        if self._lane.idle_stream is not None:
-            self._lane.idle_stream.unhold()
-        if self._spliced is not None:
-            self._spliced.unhold()
-        elif not self._is_splicing:
-            if self._unread or self._parser.mid_frame:
-                self._start_slow_timer()
-            self._start_silence_timer()
-            self._pump()
+    def _resume_timers(self) -> None:
+        if self._unread or self._parser.mid_frame:
+            self._start_slow_timer()
+        self._start_silence_timer()
 
     @property
-    def is_settled(self) -> bool:
-        """Whether it could change hands now."""
-        if self._has_ended or self._is_closing:
-            return False
-        if self._is_splicing:
-            return self._spliced is not None
+    def _owes_nothing(self) -> bool:
         return not self._slots and self._lane.is_settled and self._parser.error is None
 
-    def _tell_settled(self) -> None:
-        if self._on_settled is not None and self.is_settled:
-            self._on_settled()
+    @property
+    def _far(self) -> Stream | None:
+        return self._lane.idle_stream
 
-    def export(self) -> Moved:
-        """All that another agent needs to go on. Raises CannotMove when it is not settled."""
-        if not self.is_settled:
-            raise CannotMove(f"session {self.state.client_id} is not settled")
-        kind = Kind.DETECTING if self.mode is Mode.DETECTING else Kind.RESP
-        to_client, to_server, server = self.client.hand_out(), b"", self._lane.idle_stream
-        if self._spliced is not None:
-            kind, server = Kind.RAW, self._spliced.server
-            to_server = server.hand_out()
-        elif server is not None:
-            server.hold()
-        return Moved(
-            number=self.state.client_id,
-            kind=kind,
-            direction=self.peer.direction,
-            client=self.client.sock,
-            server=server.sock if server is not None else None,
-            original=self.peer.original,
-            caller=self.peer.caller,
-            unread=self._peek_unparsed(),
-            to_client=to_client,
-            to_server=to_server,
-            spoke_moa=self.spoke_moa,
-            service=self.service,
-            requests=self.requests,
-            started_s=self.started_s,
-            redis=RedisState.of(self.state),
-        )
-
-    def let_go(self) -> None:
-        """Another agent has it: forget it, and say nothing to anybody."""
-        self._cancel_slow_timer()
-        self._cancel_silence_timer()
-        self._on_settled = None
-        self.client.detach()
-        if self._moved is not None and self._moved.server is not None:
-            self._moved.server.close()
-        if self._spliced is not None:
-            self._spliced.detach()
+    def _detach_far(self) -> None:
         self._lane.detach()
-        self._end()
+
+    def _give_up_dialling(self) -> None:
+        if self.mode is Mode.DETECTING and not self._is_splicing:
+            self._lane.stop_dialling()
+
+    @property
+    def _kind(self) -> Kind:
+        return Kind.DETECTING if self.mode is Mode.DETECTING else Kind.RESP
+
+    @property
+    def _unserved(self) -> bytes:
+        commands = b"".join(c.skipped + c.raw for c in self._commands)
+        return self._unread + commands + self._parser.pending
+
+    @property
+    def _client_state(self) -> RedisState:
+        return RedisState.of(self.state)
 
     def as_hand_over(self, protocol: Protocol, moved: Moved) -> HandOver:
         """What a session of this other protocol begins with, instead of this one."""
@@ -599,12 +491,9 @@ class Session:
         return self._as_taken(protocol, moved.unread)
 
     def restore(self, moved: Moved) -> None:
-        """Be what `moved` was, before `start_restored`."""
-        self.spoke_moa, self.service = moved.spoke_moa, moved.service
-        self.requests, self.started_s = moved.requests, moved.started_s
+        super().restore(moved)
         moved.redis.apply(self.state)
         self._unread = moved.unread
-        self._moved = moved
 
     def start_restored(self) -> None:
         """Go on where the other agent stopped."""
@@ -619,7 +508,7 @@ class Session:
             self.mode, self.protocol, self._is_splicing = Mode.RAW, Protocol.OTHER, True
             to_client = moved.to_client + moved.from_server
             server = Stream(self._loop, moved.server)
-            self._join(server, to_server=moved.to_server + moved.unread, to_client=to_client)
+            self._splice(server, moved.to_server + moved.unread, to_client)
             self._unread = b""
             return
         self.client.write(moved.to_client)
@@ -643,33 +532,13 @@ class Session:
     # From outside
 
     @property
-    def facts(self) -> bytes:
-        """Who the client is and what it has said of itself, for the board."""
-        return facts_of(self, self.state.client_id, RedisState.of(self.state))
-
-    def describe(self) -> None:
-        """Note the facts, some of which have changed."""
-        if self.notes is not None:
-            self.notes.describe(self.facts)
-
-    @property
-    def upstream(self) -> Address | None:
-        """Where its current request, or its bytes, go."""
-        if self._slots and self._slots[0].exchange is not None:
-            instance = self._slots[0].exchange.instance
-            return instance.address if instance is not None else None
-        return self.peer.original if self._lane.is_open or self._spliced else None
+    def _asked(self) -> Address | None:
+        exchange = self._slots[0].exchange if self._slots else None
+        instance = exchange.instance if exchange is not None else None
+        return instance.address if instance is not None else None
 
     @property
     def is_idle(self) -> bool:
-        """Whether it owes nothing and holds no part of a request."""
         return self.mode is not Mode.RAW and not (
             self._slots or self._commands or self._unread or self._parser.mid_frame
         )
-
-    def close(self) -> None:
-        """End it now; a request under way is not answered."""
-        if self._spliced is not None:
-            self._spliced.abort()
-        else:
-            self.client.abort()

@@ -224,6 +224,20 @@ async def test_splice_moves_with_what_neither_side_has_read(server: Server) -> N
     hands.close()
 
 
+async def test_what_was_passed_on_before_the_move_is_not_passed_on_again(server: Server) -> None:
+    """Half a command of a client that turned out to be the dialled server's."""
+    hands = Hands(ServiceTable(), server.address, request_read_timeout_s=0.02)
+    half = b"*1\r\n$4\r\nPI"
+    hands.send(half)
+    far = (await server.connection()).sock
+    assert await read_exactly(far, len(half)) == half
+    moved = await hands.move()
+    assert (moved.kind, moved.unread) == (Kind.RAW, b"")
+    hands.send(b"NG\r\n")
+    assert await read_exactly(far, 4) == b"NG\r\n"
+    hands.close()
+
+
 async def test_half_closed_splice_moves(server: Server) -> None:
     hands = Hands(ServiceTable(), server.address)
     hands.send(b"\x00 no MOA")

@@ -146,11 +146,11 @@ def agent() -> Iterator[Agent]:
     process.wait()
 
 
-def look(agent: Agent, times: Iterable[float]) -> bool:
+def look(agent: Agent, times: Iterable[float], crashes: int = 0) -> bool:
     """Whether an agent that is silent is killed, by a supervisor that runs at these times."""
     watch = Watch(OPS)
     for now_s in times:
-        watch.look(agent, now_s)
+        watch.look(agent, now_s, crashes)
     return agent.was_killed
 
 
@@ -167,6 +167,15 @@ def test_agent_that_is_silent_is_killed(agent: Agent) -> None:
 def test_agent_that_does_not_come_to_serve_is_killed(agent: Agent) -> None:
     assert not look(agent, every_200_ms(OPS.start_s))
     assert look(agent, every_200_ms(0.4))
+
+
+@pytest.mark.parametrize(("crashes", "longer"), [(1, 2), (3, 8), (50, 16)])
+def test_agent_has_longer_to_start_after_each_crash(
+    agent: Agent, crashes: int, longer: int
+) -> None:
+    """On a node that is too slow for `start_s`, one serves at last."""
+    assert not look(agent, every_200_ms(OPS.start_s * longer), crashes)
+    assert look(agent, every_200_ms(0.4), crashes)
 
 
 def test_time_in_which_the_supervisor_did_not_run_does_not_count(agent: Agent) -> None:

@@ -27,6 +27,7 @@ def test_words_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         notifier.status("one")
         notifier.store("control", 1)
         notifier.remove("control")
+        notifier.wait(1.5)
         assert [sock.recv(100) for _ in range(2)] == [b"READY=1", b"STATUS=one"]
         assert sock.recv(100) == b"FDSTOREREMOVE=1\nFDNAME=control", "what had the name before"
         words, fds, _, _ = socket.recv_fds(sock, 100, 4)
@@ -34,6 +35,7 @@ def test_words_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert os.path.sameopenfile(fds[0], 1)
         os.close(fds[0])
         assert sock.recv(100) == b"FDSTOREREMOVE=1\nFDNAME=control"
+        assert sock.recv(100) == b"EXTEND_TIMEOUT_USEC=1500000"
         notifier.close()
 
 

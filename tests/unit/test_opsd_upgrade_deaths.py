@@ -42,6 +42,25 @@ def test_new_dies_as_the_last_has_moved() -> None:
     assert run.end == (Outcome.ROLLED_BACK, OLD)
 
 
+@pytest.mark.parametrize(
+    ("stage", "end", "loser"),
+    [
+        (Stage.CHECKING, (Outcome.REFUSED, OLD), None),
+        (Stage.STARTING, (Outcome.REFUSED, OLD), NEW),
+        (Stage.GIVING, (Outcome.REFUSED, OLD), NEW),
+        (Stage.BAKING, (Outcome.UNWELL, NEW), OLD),
+        (Stage.RETURNING, (Outcome.UNWELL, NEW), OLD),
+    ],
+)
+def test_supervisor_fails(stage: Stage, end: tuple[Outcome, Who], loser: Who | None) -> None:
+    """By an error of its own: who serves stays, and an upgrade is not under way for ever."""
+    run = Run().to(stage)
+    told = run.do(run.machine.break_off("RuntimeError()"))
+    assert told == ([End(loser, Manner.LEAVE)] if loser else [])
+    assert run.end == end
+    assert run.machine.break_off("again") == []
+
+
 @pytest.mark.parametrize("stage", [Stage.BAKING, Stage.RETURNING])
 def test_new_dies_when_it_has_everything(stage: Stage) -> None:
     run = Run().to(stage)

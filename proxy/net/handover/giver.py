@@ -24,7 +24,7 @@ from proxy.net.handover.sides import GivingSide, IdleUpstream
 from proxy.net.mesh_session import MeshSession
 from proxy.net.moved import CannotMove, Moved
 from proxy.net.served import Served
-from proxy.wire.handover import MAX_DESCRIPTORS, FrameType, Received
+from proxy.wire.handover import MAX_DESCRIPTORS, MAX_LENGTH, FrameType, Received
 from proxy.wire.handover import handover_pb2 as pb
 from proxy.wire.mesh import ResponseHeader
 from proxy.wire.mesh.headers import encode_response
@@ -33,6 +33,8 @@ _FROZEN_AT_ONCE = 16
 """Each of these clients waits for a batch to go there and back: two or three milliseconds."""
 _BATCHES_AT_ONCE = 2
 _BATCH_BYTES = 4 * 1024 * 1024
+_MOST_BYTES = MAX_LENGTH - 1024 * 1024
+"""Of what goes into a frame besides its other fields."""
 _TICK_S = 0.02
 _SPARE_DESCRIPTORS = 64
 
@@ -286,6 +288,12 @@ class Giver:
             found = self._export(number, session)
             if found is not None:
                 message = to_message(found)
+                if size + message.ByteSize() > _MOST_BYTES and moved:
+                    self._ready[number] = session  # for a batch of its own
+                    break
+                if message.ByteSize() > _MOST_BYTES:
+                    self._stays(number, session, "its state is too large for a frame")
+                    continue
                 batch.sessions[number] = session
                 moved.append((found, message))
                 count += len(sockets_of(found))
@@ -301,6 +309,11 @@ class Giver:
             session.thaw()
             self._try_later(number, self._settings.patience_s)
             return None
+
+    def _stays(self, number: int, session: Served, why: str) -> None:
+        log.warning("connection stays here", connection=number, why=why)
+        session.thaw()
+        self._left.add(number)
 
     def _prepare(self, batch: _Batch, message: pb.Prepare, descriptors: list[int]) -> None:
         self._last_batch += 1

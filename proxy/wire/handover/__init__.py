@@ -5,6 +5,7 @@ Bytes in, frames out; descriptors travel beside, see `proxy/net/handover/channel
 
 from proxy.wire.handover.frames import (
     MAX_DESCRIPTORS,
+    MAX_LENGTH,
     MAX_VERSION,
     MIN_VERSION,
     FrameReader,
@@ -17,6 +18,7 @@ from proxy.wire.handover.frames import (
 
 __all__ = [
     "MAX_DESCRIPTORS",
+    "MAX_LENGTH",
     "MAX_VERSION",
     "MIN_VERSION",
     "FrameReader",
