@@ -40,8 +40,8 @@ class Ops(Section):
         30,
         ge=1,
         le=3600,
-        description="An agent that neither serves nor is ready to after so long is ended. "
-        "A large registry that is far away takes seconds.",
+        description="An agent that neither serves nor is ready to after so long is ended; the "
+        "next one has twice as long. A large registry that is far away takes seconds.",
     )
     silent_s: int = Field(
         5,

@@ -14,9 +14,6 @@ from interceptor.errors import Incomplete
 from interceptor.maps import Maps
 from interceptor.node import Node, Scope
 
-TO_INSTALL = "moactl install; in the foreground: moactl agent run"
-"""What to do where nothing is installed."""
-
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:

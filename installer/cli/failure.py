@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from installer.client import AgentError
-from installer.node_state import TO_INSTALL
+from installer.next_steps import TO_INSTALL
 from interceptor.errors import Busy, Incomplete, InterceptorError, NotInstalled, Refused
 
 

@@ -12,7 +12,8 @@ from installer.cli import membership
 from installer.cli.failure import Failure, note
 from installer.cli.output import duration, emit
 from installer.cli.session import Session, pass_session, shared_options
-from installer.node_state import TO_INSTALL, Installed
+from installer.next_steps import TO_INSTALL
+from installer.node_state import Installed
 from interceptor.cgroup import Cgroup
 from interceptor.node import Node
 

@@ -11,7 +11,8 @@ from installer import node_state
 from installer.cli.output import Block, Facts, Table, duration, emit
 from installer.cli.session import Session, pass_session, shared_options
 from installer.client import AgentError
-from installer.node_state import TO_INSTALL, Installed
+from installer.next_steps import TO_INSTALL
+from installer.node_state import Installed
 
 RENEW_HINT = (
     "These connections were made before interception, or while no agent served, and stay as "

@@ -6,7 +6,8 @@ from installer import agent_lock
 from installer.client import AgentError
 from installer.doctor.check import Check, Result, Severity, fail, ok, skip, warn
 from installer.doctor.probes import REGISTRY_DEADLINE_S, Listener, Probes
-from installer.node_state import TO_INSTALL, Installed
+from installer.next_steps import TO_INSTALL
+from installer.node_state import Installed
 from installer.plan.manifest import ManifestError
 from interceptor.errors import Incomplete, InterceptorError
 from proxy.registry.base import RegistryError

@@ -16,6 +16,7 @@ from installer.cli import output
 from installer.cli.main import COMMANDS, root
 from installer.cli.session import DEFAULT_CONFIG
 from installer.config import DEFAULT_PATH
+from installer.next_steps import TO_INSTALL
 from interceptor.errors import Busy
 from tests.support.cli import as_json, commands, moactl, write_config
 from tests.support.documented import assert_as_documented
@@ -121,7 +122,7 @@ def test_nothing_installed(config: Path) -> None:
 
     on = moactl("-c", config, "mesh", "on")
     assert (on.exit_code, on.stdout) == (1, "")
-    assert "next: moactl agent run" in on.stderr
+    assert f"next: {TO_INSTALL}" in on.stderr
 
     off = as_json("-c", config, "mesh", "off")
     assert_as_documented("mesh off", off)
@@ -147,7 +148,7 @@ def test_agent_that_was_uninstalled_under_its_feet_is_named(
     assert f"process {running_agent} still runs but was uninstalled" in on.stderr
     assert "next: stop it" in on.stderr
     other = moactl("-c", config, "--root", tmp_path / "other", "mesh", "on")
-    assert "next: moactl agent run" in other.stderr
+    assert f"next: {TO_INSTALL}" in other.stderr
 
 
 def test_second_agent_is_told_of_the_first(

@@ -17,6 +17,7 @@ from installer.doctor.check import Status
 from installer.doctor.checks import ALL_CHECKS
 from installer.doctor.foreign import Foreign
 from installer.doctor.probes import Listener, Probes
+from installer.next_steps import TO_INSTALL
 from installer.node_state import Heartbeat
 from installer.plan.manifest import Manifest, ManifestError
 from interceptor.bpffs import PinTree
@@ -254,7 +255,7 @@ def test_agent_that_was_uninstalled_under_its_feet_must_stop_first(healthy: Prob
     assert todo.startswith("stop it")
     elsewhere = PinTree(Path("/sys/fs/bpf/moa-of-another"))
     probes = replace(healthy, installed=lambda: None, tree=elsewhere)
-    assert result_of("agent", probes)[1:] == ("nothing is installed", "moactl agent run")
+    assert result_of("agent", probes)[1:] == ("nothing is installed", TO_INSTALL)
 
 
 def test_configured_scope_that_was_taken_out_is_not_called_missing(healthy: Probes) -> None:

@@ -270,7 +270,10 @@ class Giver:
         if frozen is None:
             return
         self._ready[number] = frozen.session
-        if not self._flush_due:
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._ready and not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
 
@@ -280,7 +283,8 @@ class Giver:
             self._send_batch()
 
     def _send_batch(self) -> None:
-        batch, moved, size, count = _Batch(self._loop.time()), [], 0, 0
+        batch, size, count = _Batch(self._loop.time()), 0, 0
+        moved: list[tuple[Moved, pb.Connection]] = []
         while self._ready and count <= MAX_DESCRIPTORS - 2 and size < _BATCH_BYTES:
             number, session = self._ready.popitem()
             if self._side.sessions.get(number) is not session:
@@ -392,6 +396,7 @@ class Giver:
             if isinstance(session, MeshSession):
                 self._orphans[number] = session
                 session.relay_to(partial(self._relay, number))
+        self._flush_soon()  # There is room for another batch.
 
     def _relay(self, number: int, request: int, header: ResponseHeader, body: bytes) -> None:
         """A reply that we still owed; in order, and acknowledged."""
