@@ -1,7 +1,8 @@
 """The keeper: a process that shares the agent's table of descriptors, and only sleeps.
 
-While it lives, no descriptor of an agent that is killed is closed. It gives them, with the
-board that says what they are (`proxy/net/board.py`), to whoever asks in time, and ends. It is
+While it lives, no descriptor of an agent that is killed is closed that an heir could use; the
+others it closes at once, so that who is at their other end knows. It gives what it keeps, with
+the board that says what it is (`proxy/net/board.py`), to whoever asks in time, and ends. It is
 made in the first lines of `moa-agent`, before anything large is imported, and closes nothing
 but what it opened itself: what it closes is closed in the agent, too (docs/UPGRADE.md).
 """
@@ -122,6 +123,13 @@ class _Gone(Exception):
     """Who asked has left, or is too slow, or says what nobody understands."""
 
 
+class _Estate(NamedTuple):
+    """What an heir gets: descriptors, some of which have names."""
+
+    names: dict[str, int]
+    numbers: list[int]
+
+
 class _Watch:
     """Waits for the agent's death, and then for an heir."""
 
@@ -133,6 +141,8 @@ class _Watch:
         self._listener: socket.socket | None = None
         self._pidfd = -1
         self._poll = select.poll()
+        self._estate: _Estate | None = None
+        """Since the agent has died."""
 
     def run(self) -> None:
         try:
@@ -146,6 +156,8 @@ class _Watch:
         self._poll.register(self._control, select.POLLIN)
         is_alive = self._find_agent()
         died_s = time.monotonic()
+        if not is_alive:
+            self._take_stock()
         while True:
             left_s = died_s + UNCLAIMED_S - time.monotonic()
             if not is_alive and (left_s <= 0 or self._has_ended_in_peace()):
@@ -154,6 +166,7 @@ class _Watch:
                 if descriptor == self._pidfd:
                     self._poll.unregister(self._pidfd)
                     is_alive, died_s = False, time.monotonic()
+                    self._take_stock()
                 elif descriptor == self._control.fileno():
                     self._told()
                 elif self._listener is not None and self._answer(is_alive=is_alive):
@@ -179,6 +192,37 @@ class _Watch:
         self._path = told["path"]
         self._listener = socket.socket(fileno=told["listener"])
         self._poll.register(self._listener, select.POLLIN)
+
+    def _take_stock(self) -> _Estate:
+        """See, once, what an heir gets of the dead agent, and close the rest.
+
+        A connection of which nothing is noted, as those of other agents are, has nobody any more
+        who reads it: who is at its other end had to wait until the keeper ends.
+        """
+        if self._estate is None:
+            while self._listener is None and self._says_something():
+                self._told()  # The listener is among what it left.
+            names = self._named()
+            numbers = sorted({*names.values(), *self._connections()})
+            self._estate = _Estate(names, [n for n in numbers if _is_open(n)])
+            if not self._has_ended_in_peace():
+                self._close_all_but(self._estate.numbers)
+        return self._estate
+
+    def _says_something(self) -> bool:
+        readable, _, _ = select.select([self._control], [], [], 0)
+        return bool(readable) and bool(self._control.recv(1, socket.MSG_PEEK))
+
+    def _close_all_but(self, numbers: list[int]) -> None:
+        own = {self._board, self._pidfd, self._control.fileno()}
+        if self._listener is not None:
+            own.add(self._listener.fileno())
+        begin = 3
+        for number in sorted(own.union(numbers)):
+            if number > begin:
+                os.closerange(begin, number)
+            begin = max(begin, number + 1)
+        os.closerange(begin, os.sysconf("SC_OPEN_MAX"))
 
     def _has_ended_in_peace(self) -> bool:
         _magic, _layout, ended, *_ = self._head()
@@ -222,8 +266,7 @@ class _Watch:
 
     def _give(self, asker: socket.socket) -> bool:
         """Hand over everything; whether it was taken."""
-        names, numbers = self._named(), self._connections()
-        wanted = [n for n in sorted({*names.values(), *numbers}) if _is_open(n)]
+        names, wanted = self._take_stock()
         head = {"say": "estate", "agent": self._agent, "keeper": os.getpid(), "names": names}
         _say(asker, head, [self._board])
         for begin in range(0, len(wanted), BATCH):

@@ -132,15 +132,15 @@ class World:
             self.start_bare_agent()
         wait_for_instances(self.agents["a"], 2)
 
-    def signal_agent(self, number: signal.Signals) -> None:
-        """To A's agent itself."""
-        supervised = self.supervised.get("a")
-        self.hit = supervised.wait_serving() if supervised else self.agents["a"].process.pid
+    def signal_agent(self, number: signal.Signals, node: str = "a") -> None:
+        """To a node's agent itself."""
+        supervised = self.supervised.get(node)
+        self.hit = supervised.wait_serving() if supervised else self.agents[node].process.pid
         os.kill(self.hit, number)
 
-    def wait_successor(self) -> None:
-        """Until another agent than the one that was hit serves on A."""
-        self.supervised["a"].wait_serving(other_than=self.hit)
+    def wait_successor(self, node: str = "a") -> None:
+        """Until another agent than the one that was hit serves on the node."""
+        self.supervised[node].wait_serving(other_than=self.hit)
 
     @property
     def registry(self) -> str:
@@ -295,8 +295,8 @@ def _redis_flushed(world: World) -> None:
     assert world.r.call("redis-cli", "-h", world.r.ip4, "FLUSHALL").stdout.strip() == "OK"
 
 
-def _agent(number: signal.Signals) -> Callable[[World], None]:
-    return lambda world: world.signal_agent(number)
+def _agent(number: signal.Signals, node: str = "a") -> Callable[[World], None]:
+    return lambda world: world.signal_agent(number, node)
 
 
 def _agent_killed_while_it_waits(world: World) -> None:
@@ -384,6 +384,22 @@ FAULTS = [
 ]
 
 
+FAULTS_OF_THE_INSTANCES_AGENT = [
+    Fault(
+        "instance's agent killed -9",
+        _agent(signal.SIGKILL, "b"),
+        lambda w: w.wait_successor("b"),
+    ),
+    Fault(
+        "instance's agent frozen",
+        _agent(signal.SIGSTOP, "b"),
+        lambda w: w.wait_successor("b"),
+        at_most=40,
+    ),
+]
+"""B's own, on which its instance depends where agents speak the mesh protocol."""
+
+
 @pytest.fixture(scope="module", params=list(PROTOCOLS))
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     with Lab() as lab:
@@ -395,6 +411,17 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault(world: World, fault: Fault, measured: Measured) -> None:
+    check(world, fault, measured)
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_THE_INSTANCES_AGENT, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("world", ["mesh"], indirect=True)
+def test_fault_of_the_instances_agent(world: World, fault: Fault, measured: Measured) -> None:
+    check(world, fault, measured)
+
+
+def check(world: World, fault: Fault, measured: Measured) -> None:
+    """Run one cell under a load."""
     world.use(supervisor=fault.supervisor)
     load = Load(
         world.a.python(
