@@ -127,11 +127,11 @@ class World:
 
         return str(self.a.do(action))
 
-    def steady(self, port: int) -> Running:
-        """Callers on A that have a connection for each request."""
+    def steady(self, port: int, mode: str = "short") -> Running:
+        """Callers on A, which have a connection for each request if nothing else is said."""
         callers = self.a.python(
-            "steady", "-m", "tests.e2e.clients.steady", self.c.ip4, str(port), str(THREADS),
-            "short",
+            f"steady-{mode}", "-m", "tests.e2e.clients.steady", self.c.ip4, str(port),
+            str(THREADS), mode,
         )  # fmt: skip
         callers.wait_line("started")
         return callers
@@ -191,6 +191,31 @@ def test_callers_go_to_the_peer_and_come_back(world: World, measured: Measured) 
     )
     # What was on its way; and a process that is being killed accepts for some milliseconds more.
     assert len(seen["failures"]) <= 5 * THREADS, seen["failures"]
+
+
+def test_peer_is_upgraded_under_the_callers_of_another_node(
+    dead_agent: World, measured: Measured
+) -> None:
+    """Both those that stay connected and those that come at the door just then."""
+    world = dead_agent
+    callers = [world.steady(DEAD_PORT, mode) for mode in ("kept", "short")]
+    total, old = world.routed(world.b), world.pid(world.b)
+    wait_until(lambda: world.routed(world.b) > total + 50, 10, "B routes")
+    last = list(OpsClient(world.b.directory / "run").ask({"do": "restart", "bake_s": 1}))[-1]
+    assert last["outcome"] == "upgraded", last
+    assert last["moved"] >= THREADS
+    assert world.pid(world.b) not in (0, old)
+    total = world.routed(world.b)
+    wait_until(lambda: world.routed(world.b) > total + 50, 10, "the next one routes")
+    ok, failures = 0, []
+    for steady in callers:
+        steady.stop()
+        seen = json.loads(steady.output.splitlines()[-1])
+        ok += seen["ok"]
+        failures += seen["failures"]
+        assert set(seen["names"]) == {ANSWERS}, "the caller's zone moves with its connection"
+    measured("a peer is upgraded under callers of another node", ok=ok, failed=len(failures))
+    assert failures == []
 
 
 def test_what_is_no_instance_goes_direct(dead_agent: World) -> None:

@@ -2,7 +2,8 @@
 
 MODE `redis-py` keeps its connections and has the library's defaults: what failed on an old
 connection is tried again on a new one. MODE `short` has a connection for each request, as
-PHP has, and tries nothing again.
+PHP has, and tries nothing again. MODE `kept` has one connection for each thread, and tries
+nothing again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import redis
 
-from tests.e2e.clients.raw import call, request
+from tests.e2e.clients.raw import Connection, call, request
 
 
 class Callers:
@@ -30,6 +31,16 @@ class Callers:
         self.get: Callable[[str], dict[str, Any]] = lambda body: json.loads(client.get(body) or b"")
         if mode == "short":
             self.get = partial(call, host, port)
+        elif mode == "kept":
+            own = threading.local()
+
+            def get(body: str) -> dict[str, Any]:
+                if not hasattr(own, "connection"):
+                    own.connection = Connection(host, port)
+                answer: dict[str, Any] = own.connection.call(body)
+                return answer
+
+            self.get = get
         self.stop = threading.Event()
         self.ok = 0
         self.slowest_s = 0.0
