@@ -35,7 +35,7 @@ class KnownInstances:
     @property
     def all(self) -> frozenset[Address]:
         """What is listed and what is remembered."""
-        return self._listed | self._departed_s.keys()
+        return self._listed | frozenset(self._departed_s)
 
     def update(self, listed: frozenset[Address], now_s: float) -> None:
         """A new table came; `listed` are all of its addresses."""

@@ -37,7 +37,8 @@ class Inlet:
         """As recv; `before` is how much was read of this socket so far."""
         inlet = self._inlet
         self.words[W_INLET] = self._key | before & M40
-        return inlet[: sock.recv_into(inlet)].tobytes()
+        size = sock.recv_into(inlet)
+        return inlet[:size].tobytes()
 
 
 class Kept:

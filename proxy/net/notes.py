@@ -143,7 +143,8 @@ class Notes(Inlet):
         """As recv, and what came is in the journal; `before` is how much was read so far."""
         inlet = self._inlet
         self.words[W_INLET] = self._key | before & M40
-        data = inlet[: sock.recv_into(inlet)].tobytes()
+        size = sock.recv_into(inlet)
+        data = inlet[:size].tobytes()
         if data and self._journals:
             self._append(data)
         return data

@@ -199,9 +199,12 @@ def _read_props(request: dict[str, object]) -> Mapping[str, str]:
     )
 
 
+_SURROGATES = chr(0xD800), chr(0xDFFF)
+
+
 def _is_text(text: str) -> bool:
     """Whether it can leave as UTF-8: JSON can spell half a surrogate pair as \\ud800."""
-    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+    return text.isascii() or not any(_SURROGATES[0] <= char <= _SURROGATES[1] for char in text)
 
 
 def _kind(value: object) -> str:

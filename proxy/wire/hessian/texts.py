@@ -15,6 +15,7 @@ from proxy.wire.hessian.errors import HessianError
 CHUNK_UNITS: Final = 0x8000
 """What Java writes into one chunk; the form allows 65535."""
 
+_HIGH_SURROGATES = chr(0xD800), chr(0xDBFF)
 _MAX_CONTINUATIONS = 3
 _CONTINUATION = bytes(range(0x80, 0xC0))
 _FOUR_BYTES = range(0xF0, 0xF5)
@@ -123,7 +124,7 @@ def write_text(text: str) -> bytes:
     at = 0
     while len(units) - at > CHUNK_UNITS:
         end = at + CHUNK_UNITS
-        if "\ud800" <= units[end - 1] <= "\udbff":
+        if _HIGH_SURROGATES[0] <= units[end - 1] <= _HIGH_SURROGATES[1]:
             end -= 1
         out += _header(tags.TEXT_CHUNK, end - at)
         out += units[at:end].encode("utf-8", "surrogatepass")
