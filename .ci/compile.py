@@ -2,6 +2,7 @@
 
     compile.py           make build/compiled/proxy anew when the sources have changed
     compile.py --check   exit 1 when it is there and of other sources
+    compile.py --drop    remove it when it is of other sources: nobody runs what is old
 
 `build/compiled/proxy` is the whole package, the sources beside the compiled modules. An
 environment that has the folder in its path runs them; the sources alone do the same, slower.
@@ -24,13 +25,20 @@ LEFT_OUT = (
     "wire/handover/",  # generated, and once an upgrade
     "net/handover/",
     "wire/value.py",  # a decorator, which is looked at when it runs
+    "net/worker_main.py",  # a program, and only sources can be run as one
+    "core/model.py",
+    "net/sockets.py",  # what the supervisor needs: it is not to carry all of the rest
 )
 
 
 def main() -> None:
+    is_old = OUT.exists() and not _is_current()
     if sys.argv[1:] == ["--check"]:
-        if OUT.exists() and not _is_current():
-            sys.exit(f"{OUT.relative_to(ROOT)} is of other sources: make compile, or remove it")
+        if is_old:
+            sys.exit(f"{OUT.relative_to(ROOT)} is of other sources: make compile, or make build")
+    elif sys.argv[1:] == ["--drop"]:
+        if is_old:
+            shutil.rmtree(OUT)
     elif not _is_current():
         _compile()
 
@@ -60,13 +68,13 @@ def _modules(layer: str) -> list[str]:
 def _compile() -> None:
     # Here, as --check is for environments that have no compiler's tools.
     from mypyc.build import mypycify
-    from setuptools import setup
+    from setuptools import setup  # type: ignore[import-untyped]
 
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.copytree(
         ROOT / "proxy", OUT / "proxy", ignore=shutil.ignore_patterns("__pycache__", "*.proto")
     )
-    groups = [
+    groups: list[tuple[list[str], str | None]] = [
         (_modules("wire") + _modules("core"), "proxy.sansio"),
         (_modules("net"), "proxy.sockets"),
     ]

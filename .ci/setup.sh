@@ -12,7 +12,7 @@ source .ci/debian-packages.sh
 debian_packages=(
     bpftool clang clang-format curl gcc git haproxy iproute2 libbpf-dev libbpf1 libc6-dev
     libhessian-java libhiredis-dev llvm make nftables openssl php-cli php-redis protobuf-compiler
-    python3-venv redis-server redis-tools shellcheck systemd
+    python3-dev python3-venv redis-server redis-tools shellcheck systemd
 )
 daemons=(haproxy redis-server)
 
@@ -85,6 +85,8 @@ make_venv() {
     # -I: a module of the caller's, in PYTHONPATH or beside the script, can never stand in
     # for ours (docs/adr/0003-top-level-names-and-private-environment.md).
     sed -i '1s/ -I$//; 1s/$/ -I/' .venv/bin/moa*
+    # What `make compile` made comes before the sources, while it is there.
+    printf '%s\n' "$PWD/build/compiled" >"$(echo .venv/lib/python3.*/site-packages)/moa-compiled.pth"
     rm -f .venv/.ready-*
     touch "$stamp"
 }

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+_COMPILE = Path(__file__).parents[1] / ".ci" / "compile.py"
 
 SKIPS_ALLOWED_HINT = "unset CI and MOA_NO_SKIP to allow skipped tests"
 
 
 def _skips_are_failures() -> bool:
     return os.environ.get("CI", "").lower() == "true" or os.environ.get("MOA_NO_SKIP") == "1"
+
+
+def pytest_configure() -> None:
+    """Agents must not run what was compiled of other sources than those that are here."""
+    done = subprocess.run(
+        [sys.executable, "-I", str(_COMPILE), "--check"], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise pytest.UsageError(done.stderr.strip())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

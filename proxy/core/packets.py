@@ -145,19 +145,25 @@ def size_of(head: bytes, form: Form) -> int:
 
 
 def head_of(begun: bytes, form: Form) -> Packet:
-    """A packet of which at least the head is there, and perhaps not all of the rest."""
+    """A packet of which at least the head is there, and perhaps not all of the rest.
+
+    Raises ValueError for a command that there is not.
+    """
     head = HEAD19 if form is Form.PACKET19 else HEAD9
     opaque, cmd, *rest, _size = head.unpack_from(begun)
     version, extension = rest or (0, 0)
-    return Packet(form, opaque, cmd, version, extension, begun)
+    return Packet(form, opaque, Cmd(cmd), version, extension, begun)
 
 
 def refuse(begun: bytes, form: Form, why: str) -> bytes:
     """The last words to a client that broke the protocol, when it was within a request."""
     if len(begun) < head_size(form):
         return b""
-    packet = head_of(begun, form)
-    if packet.cmd != Cmd.REQ:
+    try:
+        packet = head_of(begun, form)
+    except ValueError:
+        return b""
+    if packet.cmd is not Cmd.REQ:
         return b""
     return packet_failure(Failure(Ec.SERIALIZATION, why), packet)
 

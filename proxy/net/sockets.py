@@ -8,6 +8,7 @@ import resource
 import socket
 import struct
 from contextlib import suppress
+from typing import Any
 
 from proxy.core.model import Address
 
@@ -124,8 +125,9 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def address_of(name: tuple[str, int]) -> Address:
-    """Of getsockname or getpeername; a v4-mapped address becomes IPv4."""
+def address_of(name: tuple[Any, ...]) -> Address:
+    """Of getsockname or getpeername, whose tuples are longer for IPv6; a v4-mapped address
+    becomes IPv4."""
     host = name[0]
     return Address(host.removeprefix("::ffff:") if "." in host else host, name[1])
 

@@ -81,7 +81,8 @@ class ChunkReader:
 
     def take(self) -> bytes:
         """End the frame at the cursor and return its bytes; the next frame starts there."""
-        piece = self._data[self._start : self._at]
+        whole = not self._start and self._at == len(self._data)
+        piece = self._data if whole else self._data[self._start : self._at]
         self._start = self._at
         if not self._held:
             return piece

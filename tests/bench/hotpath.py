@@ -32,6 +32,7 @@ from proxy.wire.resp import bulk, encode_command
 from tests.bench import hotpath_agent
 from tests.bench.hotpath_agent import CASES, URI, Case
 from tests.bench.tools import BenchError
+from tests.support.lab import REPO
 
 _BODY = b'{"action":"%s","params":{"m":"echo","args":["%s"]}}' % (URI.encode(), b"x" * 960)
 _REPLY = b'{"ec":200,"em":"","result":"%s"}' % (b"x" * 990)
@@ -117,8 +118,11 @@ class _Agent:
         port = self._listener.getsockname()[1]
         inner.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         number, fd = CASES.index(case), inner.fileno()
-        command = [sys.executable, "-m", hotpath_agent.__name__, str(number), str(fd), str(port)]
-        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        # As agents run: by what was compiled, when it was.
+        command = [sys.executable, "-P", "-m", hotpath_agent.__name__, str(number), str(fd),
+                   str(port)]  # fmt: skip
+        path = f"{REPO / 'build/compiled'}:{REPO}"
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": path}
         self._process = subprocess.Popen([*prefix, *command], pass_fds=[fd], env=environment)
         inner.close()
         self._near: _End = _NearMesh() if case.near_speaks_mesh else _NearResp()

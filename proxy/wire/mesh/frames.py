@@ -172,7 +172,8 @@ class FrameParser:
             self._missing = size
         at = self._take_prefix(data, at, self._head[3])
         if len(self._prefix) == self._head[3] and self._missing:
-            piece = data[at : at + self._missing]
+            whole = not at and len(data) <= self._missing
+            piece = data if whole else data[at : at + self._missing]
             self._body.add(piece)
             self._missing -= len(piece)
             at += len(piece)
