@@ -277,3 +277,93 @@ def test_another_version_beside_and_an_upgrade_to_it(machine: Machine, config: s
     assert (gone["left"], gone["agent_pids"]) == ([], [])
     assert_same(machine.node.lab, traces)
     assert differences(before, machine.picture()) == {}
+
+
+MANIFEST = "/var/lib/moa/install/manifest.json"
+
+
+def assert_is_off(machine: Machine, before: dict[str, Any], traces: Any) -> None:
+    assert_same(machine.node.lab, traces)
+    assert differences(before, machine.picture()) == {}
+
+
+def test_uninstall_with_a_damaged_manifest_takes_the_node_out_of_the_mesh(
+    machine: Machine, config: str
+) -> None:
+    machine.call(MOACTL, "version")
+    before, traces = machine.picture(), look(machine.node.lab)
+    moactl(machine, "install", "-c", config, "--yes")
+    machine.path(MANIFEST).write_text("")
+    done = machine.call(INSTALLED, "install", "status")
+    assert done.returncode == 0, done.stderr
+    assert "moactl uninstall goes without it" in done.stdout
+    gone = moactl(machine, "uninstall", "--yes", command=INSTALLED)
+    assert any(text.startswith("process ") for text in gone["removed"])
+    # It was given whole, and nobody knows that any more.
+    left = "/etc/moa/agent.toml"
+    assert [text.partition(":")[0] for text in gone["left"]] == [left, "/etc/moa"]
+    machine.path(left).unlink()
+    machine.path("/etc/moa").rmdir()
+    assert_is_off(machine, before, traces)
+
+
+def test_uninstall_on_a_full_disk(machine: Machine, config: str) -> None:
+    """State of the agent elsewhere: its removal would make room."""
+    given = Path(config)
+    given.write_text(given.read_text().replace("[agent]", '[agent]\nstate_dir = "/var/custom"'))
+    made = machine.call("mount", "-t", "tmpfs", "-o", "size=2m", "none", "/var/lib")
+    assert made.returncode == 0, made.stderr
+    machine.call(MOACTL, "version")
+    before, traces = machine.picture(), look(machine.node.lab)
+    moactl(machine, "install", "-c", config, "--yes")
+    filled = machine.call("dd", "if=/dev/zero", "of=/var/lib/fill", "bs=1k")
+    assert "No space left" in filled.stderr
+    gone = moactl(machine, "uninstall", "--yes", command=INSTALLED)
+    assert gone["left"] == []
+    assert not machine.exists("/var/lib/moa")
+    assert_is_off(machine, before, traces)
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["broken", "gone"])
+def test_uninstall_without_a_configuration_knows_its_directories(
+    machine: Machine, gone: bool
+) -> None:
+    node = machine.node
+    given = node.directory / "given.toml"
+    given.write_text(
+        f'[agent]\ncgroup = "{node.agent.name}"\ndrain_timeout_s = 2\n'
+        'runtime_dir = "/run/custom"\nstate_dir = "/var/lib/custom"\n'
+        f'[bpf]\nroot = "{node.root}"\n[scope]\ncgroups = ["{node.services.name}"]\n'
+    )
+    machine.call(MOACTL, "version")
+    before, traces = machine.picture(), look(node.lab)
+    moactl(machine, "install", "-c", str(given), "--yes")
+    assert machine.exists("/run/custom")
+    assert machine.exists("/var/lib/custom")
+    if gone:
+        machine.path("/etc/moa/agent.toml").unlink()
+    else:
+        with machine.path("/etc/moa/agent.toml").open("a") as file:
+            file.write("broken = [\n")
+    done = machine.call(INSTALLED, "uninstall", "--yes", "--purge", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert "the directories of the last install" in done.stderr
+    told = json.loads(done.stdout)
+    assert (told["left"], told["agent_pids"]) == ([], [])
+    assert_is_off(machine, before, traces)
+
+
+def test_environment_after_a_power_cut_is_made_again(machine: Machine, config: str) -> None:
+    """Files that were written and not flushed are empty then."""
+    machine.call(MOACTL, "version")
+    before, traces = machine.picture(), look(machine.node.lab)
+    done = machine.call(MOACTL, "install", "-c", config, "--yes", "--no-start")
+    assert done.returncode == 0, done.stderr
+    (tree,) = machine.path("/opt/moa/versions").iterdir()
+    for path in (tree / "FILES", *(p for p in (tree / "bin").iterdir() if not p.is_symlink())):
+        path.write_bytes(b"")
+    moactl(machine, "install", "-c", config, "--yes")
+    assert moactl(machine, "status", command=INSTALLED)["node"]["serves"]
+    gone = moactl(machine, "uninstall", "--yes", command=INSTALLED)
+    assert gone["left"] == []
+    assert_is_off(machine, before, traces)
