@@ -20,7 +20,7 @@ from interceptor.node import Node
 DROP_IN = "50-moa-mesh.conf"
 
 _DEFAULT_SLICE = "system.slice"
-_TEXT = f"""\
+DROP_IN_TEXT = f"""\
 # Written by `moactl mesh join`, removed by `moactl mesh leave` and `moactl uninstall`.
 [Service]
 Slice={units.SLICE}
@@ -129,7 +129,7 @@ def _steps(unit: Unit) -> tuple[steps.Step, ...]:
     drop_in, directory = _paths(unit)
     return (
         steps.directory(directory),
-        steps.text_file(f"mesh {unit.name}", drop_in, _TEXT.encode()),
+        steps.text_file(f"mesh {unit.name}", drop_in, DROP_IN_TEXT.encode()),
     )
 
 

@@ -19,8 +19,8 @@ from installer.doctor import check as doctor_check
 from installer.doctor import probes as doctor_probes
 from installer.doctor.check import Severity, Status
 from installer.doctor.checks import ALL_CHECKS
-from installer.plan import environment, node_plan, processes, run, units
-from installer.plan.manifest import ManifestError
+from installer.plan import environment, file_list, node_plan, processes, recognise, run, units
+from installer.plan.manifest import ManifestDamaged, ManifestError
 from installer.plan.node_plan import Wanted
 from installer.plan.processes import ProcessError
 from installer.plan.run import Outcome
@@ -89,14 +89,17 @@ def install(
             _tell(session, site, wanted, run.preview(node_plan.steps(wanted, site), site), True)
             return
         if live and os.geteuid() != 0:
-            raise PermissionError
+            raise PermissionError(
+                "install needs root: it writes below /etc, /opt and /var, and to the kernel"
+            )
         _check_node(session, wanted, asked)
         if not yes:
             _ask(node_plan.steps(wanted, site), site)
         with site.locked():
             run.load(site)  # it may have changed while we asked
             steps = node_plan.steps(wanted, site)
-            outcomes = run.install(steps, site, wanted.source.version)
+            places = node_plan.places(wanted.config)
+            outcomes = run.install(steps, site, wanted.source.version, places)
         _tell(session, site, wanted, outcomes, False)
 
 
@@ -112,25 +115,32 @@ def install(
 @pass_session
 def status(session: Session, sysroot: Path) -> None:
     """Show what is installed, and what of it is not as it was written."""
-    site = Site(sysroot.resolve())
-    with told():
-        there = run.load(site)
+    site, damage = Site(sysroot.resolve()), None
+    with told("install status"):
+        try:
+            there = run.load(site)
+        except ManifestDamaged as error:
+            there, damage = True, str(error)
+            recognise.recover(site)
     versions = site.at(environment.VERSIONS)
-    names = [p.name for p in sorted(versions.iterdir())] if versions.is_dir() else []
+    found = sorted(versions.iterdir()) if versions.is_dir() else []
+    names = [path.name for path in found if not path.name.startswith(environment.STAGING)]
     current = site.at(environment.CURRENT)
-    _, changed = run.would_remove(site)
-    changed += [
+    changed = run.changed(site) + [
         f"{environment.VERSIONS}/{name}/{file}"
         for name in names
-        for file in environment.changed(versions / name)
+        for file in file_list.changed(versions / name)
     ]
     data = {
         "installed": there,
         "complete": site.manifest.complete,
+        "damaged": damage,
         "version": site.manifest.version or None,
         "current": os.readlink(current).rpartition("/")[2] if current.is_symlink() else None,
         "versions": names,
-        "paths": list(site.manifest.entries),
+        "paths": [path for path in site.manifest.entries if os.path.lexists(site.at(path))]
+        if damage
+        else list(site.manifest.entries),
         "changed": changed,
     }
     emit(session, "install.status/1", data, *_status_blocks(data))
@@ -141,6 +151,8 @@ def _status_blocks(data: Mapping[str, object]) -> list[Block]:
         return ["nothing is installed (moactl install)"]
     shown = ("version", "current", "versions", "paths", "changed")
     state = "complete" if data["complete"] else "half done: moactl install, or moactl uninstall"
+    if data["damaged"]:
+        state = f"{data['damaged']}, by what is recognisably ours; then moactl install"
     return [Facts([("state", state), *((key, data[key]) for key in shown)])]
 
 
@@ -247,19 +259,22 @@ def _tell(
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Turn what can go wrong with a plan into a `Failure`."""
+def told(command: str = "install") -> Iterator[None]:
+    """Turn what can go wrong with a plan into a `Failure` of this command."""
+    again = f"moactl {command} again"
+    if command == "install":
+        again += ", or moactl uninstall"
     try:
         yield
+    except ManifestDamaged as error:
+        raise Failure(str(error), "moactl uninstall, then moactl install") from error
     except ManifestError as error:
-        raise Failure(str(error), "moactl install status") from error
+        raise Failure(str(error), f"{environment.CURRENT}/bin/moactl {command}") from error
     except InstallBusy as error:
         raise Failure(str(error), "moactl install status") from error
     except ProcessError as error:
-        again = "moactl doctor; then moactl install again, or moactl uninstall"
-        raise Failure(str(error), again) from error
+        raise Failure(str(error), f"moactl doctor; then {again}") from error
     except PermissionError:
         raise
     except OSError as error:
-        again = "moactl install again when that is mended, or moactl uninstall"
-        raise Failure(f"install: {error}", again) from error
+        raise Failure(f"{command}: {error}", f"when that is mended: {again}") from error

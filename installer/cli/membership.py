@@ -47,7 +47,7 @@ def _change(
     session: Session, name: str, schema: str, change: Callable[[Unit, Site, Node], list[str]]
 ) -> None:
     site, node = Site(), session.node()
-    with told():
+    with told(schema.partition("/")[0].replace(".", " ")):
         if not node.is_installed() or not run.load(site):
             raise NotInstalled(f"{node.tree.current}: no installation by moactl install")
         try:

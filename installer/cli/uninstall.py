@@ -17,6 +17,7 @@ from installer.cli.session import Session, pass_session, shared_options
 from installer.config import DEFAULT_PATH, Config
 from installer.opsd import versions
 from installer.plan import manifest, run
+from installer.plan.manifest import Places
 from installer.plan.site import Site
 from interceptor.cgroup import Cgroup
 from interceptor.errors import InterceptorError
@@ -60,16 +61,18 @@ def uninstall(session: Session, dry_run: bool, yes: bool, purge: bool, sysroot: 
     after it was killed. Files that you have changed stay, unless --purge is given. Services are
     not touched: their new connections go straight.
     """  # fmt: skip
-    config = _config_or_defaults(session)
-    node = Node(session.root or config.bpf.root)
     site = Site(sysroot.resolve(), purge=purge)
     report = _Report(dry_run=dry_run)
     # With -c or --root this is about another agent than the installed one.
-    is_whole = not site.is_live or (
-        session.config_path in (None, DEFAULT_PATH) and node.tree.root == config.bpf.root
-    )
-    with told():
-        installed = is_whole and run.load(site)
+    is_whole = not site.is_live or session.config_path in (None, DEFAULT_PATH)
+    with told("uninstall"):
+        installed = is_whole and run.load_for_removal(site)
+        config = _config_or_last(session, site.manifest.places if site.is_live else None)
+        node = Node(session.root or config.bpf.root)
+        if site.is_live and node.tree.root != config.bpf.root:
+            is_whole = installed = False
+        for text in site.notes if installed else ():
+            note(text)
         if dry_run:
             _preview(node, site, installed, report)
         else:
@@ -121,12 +124,25 @@ def _leave_node(node: Node, config: Config, site: Site, installed: bool, report:
         _name_empty_cgroup(config, report)
 
 
-def _config_or_defaults(session: Session) -> Config:
+def _config_or_last(session: Session, places: Places | None) -> Config:
+    """The configuration; where it is gone or cannot be read, the directories of the last
+    install."""
+    known = "the directories of the last install" if places else "the built-in defaults"
     try:
-        return session.config()
+        config = session.config()
+        if places is None or session.config_file is not None:
+            return config
+        note(f"{DEFAULT_PATH}: is not there; going on with {known}")
     except Failure as failure:
-        note(f"{failure.message}\nnote: going on with the built-in defaults; see --root")
+        note(f"{failure.message}\nnote: going on with {known}; see --root")
+    if places is None:
         return Config()
+    agent = {
+        "runtime_dir": places.runtime_dir,
+        "state_dir": places.state_dir,
+        "cgroup": places.agent_cgroup,
+    }
+    return Config.model_validate({"agent": agent, "bpf": {"root": places.pins}})
 
 
 def _ask(node: Node) -> None:

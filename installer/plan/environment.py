@@ -11,7 +11,6 @@ and removed last when it is taken away.
 from __future__ import annotations
 
 import compileall
-import hashlib
 import importlib
 import os
 import re
@@ -25,19 +24,22 @@ from functools import partial
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 
-from installer.plan.manifest import Entry, Kind
-from installer.plan.site import Site, digest, seen
+from installer.plan import file_list
+from installer.plan.file_list import LIST
+from installer.plan.manifest import Entry, Kind, naming, sync_directory, sync_file_system
+from installer.plan.site import Site, seen
 from installer.plan.steps import Step, Verdict, undo
 
 DISTRIBUTION = "moa-interceptor"
 PACKAGES = ("interceptor", "proxy", "installer")
 VERSIONS = "/opt/moa/versions"
 CURRENT = "/opt/moa/current"
-LIST = "FILES"
+STAGING = ".new-"
+"""How the name of a version begins that is not whole yet."""
 
 _LIBRARY = "lib/python{}.{}/site-packages".format(*sys.version_info[:2])
 _SYSTEM_PYTHON = "/usr/bin/python3"
-_STAGING = ".new-"
+_TOLD = 8
 # Sources of compiled modules, which nothing reads at run time.
 _NOT_NEEDED = (".c", ".cpp", ".h", ".pxd", ".pyx", ".pyi")
 _NOT_COPIED = {"INSTALLER", "REQUESTED", "direct_url.json"}
@@ -89,7 +91,7 @@ def step(source: Source) -> Step:
     return Step(
         entry.step,
         f"put the private environment of version {source.version} into {path}",
-        partial(_check, path),
+        partial(_check, path, source),
         partial(_apply, entry, source),
         partial(undo, entry),
     )
@@ -117,18 +119,12 @@ def build(source: Source, directory: Path) -> None:
             )
         )
         launcher.chmod(0o755)
-    lines = [f"{_fingerprint(path)}  {path.relative_to(directory)}\n" for path in _walk(directory)]
-    (directory / LIST).write_text("".join(lines))
+    file_list.write(directory)
 
 
-def changed(directory: Path) -> Iterator[str]:
-    """What differs from the list: files that are missing, were changed, or are not of it."""
-    listed = _listed(directory)
-    for path in _walk(directory):
-        name = str(path.relative_to(directory))
-        if name != LIST and listed.pop(name, None) != _fingerprint(path):
-            yield name
-    yield from listed
+def is_version(directory: Path) -> bool:
+    """Whether it is, or was, a version of ours that an install put in its place."""
+    return (directory / LIST).is_file() and not directory.name.startswith(STAGING)
 
 
 def remove(path: str, site: Site) -> None:
@@ -137,8 +133,12 @@ def remove(path: str, site: Site) -> None:
     site.remove_all(_staging(path))
     if not directory.is_dir():
         return
-    stay = set() if site.purge else set(changed(directory))
-    for file in _walk(directory):
+    if (directory / LIST).is_file() and not file_list.listed(directory):
+        site.remove_all(path)  # cut off by a power cut, as much else of it
+        site.removed.append(path)
+        return
+    stay = set() if site.purge else set(file_list.changed(directory)) - file_list.lost(directory)
+    for file in file_list.walk(directory):
         name = str(file.relative_to(directory))
         if name not in stay and name != LIST:
             os.unlink(file)
@@ -148,55 +148,71 @@ def remove(path: str, site: Site) -> None:
         with suppress(OSError):
             os.rmdir(parent)
     if directory.exists():
-        names = ", ".join(str(f.relative_to(directory)) for f in _walk(directory))
+        names = _some(str(f.relative_to(directory)) for f in file_list.walk(directory))
         site.left.append(f"{path}: {names} is not as we wrote it")
     else:
         site.removed.append(path)
 
 
-def _check(path: str, site: Site) -> Verdict:
+def _check(path: str, source: Source, site: Site) -> Verdict:
     directory = site.at(path)
-    if not (directory / LIST).is_file():
-        return Verdict.TODO
-    return Verdict.KEEP if any(changed(directory)) else Verdict.DONE
+    if file_list.lost(directory):
+        # From itself it would be made again without what it has lost.
+        return Verdict.KEEP if _is_made_of(directory, source) else Verdict.TODO
+    return Verdict.KEEP if any(file_list.changed(directory)) else Verdict.DONE
+
+
+def _is_made_of(directory: Path, source: Source) -> bool:
+    own = directory.resolve()
+    return any(origin.resolve().is_relative_to(own) for origin, _ in source.files)
 
 
 def _apply(entry: Entry, source: Source, site: Site) -> None:
-    if _check(entry.path, site) is Verdict.KEEP:
-        names = ", ".join(changed(site.at(entry.path)))
-        site.notes.append(f"{entry.path}: kept, with what was changed by hand: {names}")
+    directory = site.at(entry.path)
+    if _check(entry.path, source, site) is Verdict.KEEP:
+        if missing := file_list.lost(directory):
+            site.notes.append(
+                f"{entry.path}: damaged ({_some(missing)}), and this moactl runs from it: run "
+                "install with the moactl of the package or the wheel"
+            )
+        else:
+            names = _some(file_list.changed(directory))
+            site.notes.append(f"{entry.path}: kept, with what was changed by hand: {names}")
         return
     site.announce(entry)
     staging = _staging(entry.path)
     site.remove_all(staging)
-    build(source, site.at(staging))
-    if seen(site.at(entry.path)) is not None:  # an undo that was cut short
+    with naming(site.at(staging)):
+        build(source, site.at(staging))
+        _keep_changed(directory, site.at(staging))
+    sync_file_system(site.at(staging))
+    if seen(directory) is not None:  # an undo that was cut short, or damaged
         site.remove_all(entry.path)
-    os.rename(site.at(staging), site.at(entry.path))
+    os.rename(site.at(staging), directory)
+    sync_directory(directory.parent)
+
+
+def _keep_changed(damaged: Path, anew: Path) -> None:
+    """What a user has changed in a tree that is made again stays changed."""
+    if not file_list.listed(damaged):
+        return
+    for name in set(file_list.changed(damaged)) - file_list.lost(damaged):
+        (anew / name).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(anew / name)
+        shutil.copy2(damaged / name, anew / name, follow_symlinks=False)
 
 
 def _staging(path: str) -> str:
     directory, name = os.path.split(path)
-    return f"{directory}/{_STAGING}{name}"
+    return f"{directory}/{STAGING}{name}"
 
 
-def _walk(directory: Path) -> list[Path]:
-    return sorted(Path(parent, name) for parent, _, names in os.walk(directory) for name in names)
-
-
-def _fingerprint(path: Path) -> str:
-    """SHA-256 of a file's content, or of a link's target: what is behind it is not ours."""
-    if path.is_symlink():
-        return hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()
-    return digest(path)
-
-
-def _listed(directory: Path) -> dict[str, str]:
-    try:
-        text = (directory / LIST).read_text()
-    except FileNotFoundError:
-        return {}
-    return {name: value for value, _, name in (line.partition("  ") for line in text.splitlines())}
+def _some(names: Iterable[str]) -> str:
+    """The first of many names, and how many there are."""
+    ordered = sorted(names)
+    more = [f"and {len(ordered) - _TOLD} more"] if len(ordered) > _TOLD else []
+    return ", ".join([*ordered[:_TOLD], *more])
 
 
 def _requirements(own: Distribution) -> Iterable[Distribution]:
@@ -230,7 +246,7 @@ def _own_files(own: Distribution) -> Iterator[tuple[PurePosixPath, Path]]:
     for name in PACKAGES:
         package = importlib.import_module(name)
         top = Path(str(package.__file__)).parent
-        for path in _walk(top):
+        for path in file_list.walk(top):
             if path.suffix not in _NOT_NEEDED and "__pycache__" not in path.parts:
                 yield PurePosixPath(name, path.relative_to(top)), path
 

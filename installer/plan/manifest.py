@@ -7,13 +7,17 @@ reached shows in the path itself, which is always the old one or the new one and
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 FORMAT = 1
 PATH = Path("/var/lib/moa/install/manifest.json")
@@ -22,6 +26,10 @@ PATH = Path("/var/lib/moa/install/manifest.json")
 
 class ManifestError(Exception):
     """The manifest cannot be read; the text says why and what to do."""
+
+
+class ManifestDamaged(ManifestError):
+    """It is of no version of ours: cut off, or written over. An uninstall goes without it."""
 
 
 class Kind(StrEnum):
@@ -65,6 +73,16 @@ class Entry:
     kept: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What an uninstall has to know of the configuration, when that can no longer be read."""
+
+    pins: str
+    runtime_dir: str
+    state_dir: str
+    agent_cgroup: str
+
+
 @dataclass(slots=True)
 class Manifest:
     """All entries by path, in the order in which they were made."""
@@ -75,47 +93,54 @@ class Manifest:
     switched_on: bool = False
     """Whether an install has turned the mesh on once: after that it is the operator's."""
     entries: dict[str, Entry] = field(default_factory=dict)
+    places: Places | None = None
+    """Of the last install; None in a manifest from before they were kept."""
 
     @classmethod
     def load(cls, path: Path) -> Manifest | None:
         """None when there is none; raises ManifestError."""
         try:
-            document = json.loads(path.read_text())
+            return _manifest(json.loads(path.read_text()), path)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise ManifestError(
-                f"{path}: is not JSON: {error}; moactl uninstall goes without"
-            ) from None
-        if document.get("format") != FORMAT:
-            seen = document.get("format")
-            raise ManifestError(
-                f"{path}: expected format {FORMAT}, saw {seen}; use the moactl that installed "
-                f"({document.get('version')})"
-            )
-        return cls(
-            document["version"],
-            document["complete"],
-            document["switched_on"],
-            {item["path"]: _entry(item) for item in document["entries"]},
-        )
+        except PermissionError:
+            raise
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            what = f"is not JSON: {error}"
+        except OSError as error:
+            what = f"cannot be read: {error.strerror}"
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"has not the form of a manifest: {type(error).__name__}: {error}"
+        raise ManifestDamaged(f"{path}: {what}; moactl uninstall goes without it")
 
     def save(self, path: Path) -> None:
-        """Replace the file as a whole, on the disk when this returns."""
+        """Replace the file as a whole, on the disk when this returns; an OSError names it."""
         document = {
             "format": FORMAT,
             "version": self.version,
             "complete": self.complete,
             "switched_on": self.switched_on,
+            "places": asdict(self.places) if self.places else None,
             "entries": [asdict(entry) for entry in self.entries.values()],
         }
         staging = path.with_suffix(".new")
-        with staging.open("w") as file:
+        with naming(staging), staging.open("w") as file:
             json.dump(document, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.rename(staging, path)
         sync_directory(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError of a write say which file it was: of itself it does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync_directory(path: Path) -> None:
@@ -128,6 +153,53 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def sync_file_system(path: Path) -> None:
+    """Flush all of the file system that a directory is on: what thousands of files need."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(path))
+    finally:
+        os.close(fd)
+
+
+def _manifest(document: dict[str, Any], path: Path) -> Manifest:
+    """Raises whatever a wrong form leads to, and ManifestError for a form of another version."""
+    form = document.get("format")
+    if isinstance(form, int) and form > FORMAT:
+        raise ManifestError(
+            f"{path}: expected format {FORMAT}, saw {form}; use the moactl that installed "
+            f"({document.get('version')})"
+        )
+    if form != FORMAT:
+        raise TypeError(f"expected format {FORMAT}, saw {form!r}")
+    places = document.get("places")
+    return Manifest(
+        _is(document["version"], str),
+        _is(document["complete"], bool),
+        _is(document["switched_on"], bool),
+        {item["path"]: _entry(item) for item in _is(document["entries"], list)},
+        Places(**{name: _path(value) for name, value in places.items()}) if places else None,
+    )
+
+
 def _entry(item: dict[str, Any]) -> Entry:
     before = Before(**item["before"]) if item["before"] else None
+    _path(item["path"])
+    for name in ("step", "content", "previous"):
+        _is(item[name], str)
     return Entry(**{**item, "kind": Kind(item["kind"]), "before": before})
+
+
+def _path(value: Any) -> str:
+    if not _is(value, str).startswith("/"):
+        raise TypeError(f"expected an absolute path, saw {value!r}")
+    return str(value)
+
+
+def _is(value: Any, kind: type[_T]) -> _T:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}, saw {value!r}")
+    return value

@@ -14,6 +14,7 @@ from installer.client import AgentClient, AgentError
 from installer.config import DEFAULT_PATH, Config
 from installer.plan import environment, processes, units
 from installer.plan.environment import CURRENT, VERSIONS, Source
+from installer.plan.manifest import Places
 from installer.plan.site import Site
 from installer.plan.steps import Step, Verdict, directory, link, owned, text_file
 from interceptor.node import Node
@@ -22,7 +23,7 @@ CONFIG = str(DEFAULT_PATH)
 SERVICES = "/etc/moa/services.toml"
 COMMAND = "/usr/local/bin/moactl"
 
-_SERVICES = """\
+SERVICES_TEXT = """\
 # Who offers what on this network; the agent follows its changes.
 #
 # [[service]]
@@ -69,6 +70,12 @@ def registry_of(config: Config) -> str | None:
     return None if str(config.registry.file) == SERVICES else str(config.registry.file)
 
 
+def places(config: Config) -> Places:
+    """What an uninstall will have to know of the configuration."""
+    agent = config.agent
+    return Places(str(config.bpf.root), str(agent.runtime_dir), str(agent.state_dir), agent.cgroup)
+
+
 def steps(wanted: Wanted, site: Site) -> tuple[Step, ...]:
     """All steps in their order; undone the other way round."""
     return (
@@ -96,7 +103,7 @@ def _configuration_steps(wanted: Wanted) -> Iterator[Step]:
     yield text_file("configuration", CONFIG, wanted.config_text, 0o640)
     registry = wanted.config.registry
     if registry.kind == "static" and str(registry.file) == SERVICES:
-        yield text_file("services", SERVICES, _SERVICES.encode())
+        yield text_file("services", SERVICES, SERVICES_TEXT.encode())
 
 
 def _unit_steps(wanted: Wanted) -> Iterator[Step]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from installer.plan import manifest, processes, units
-from installer.plan.manifest import Entry, Kind, Manifest
+from installer.plan import leftovers, manifest, processes, recognise, units
+from installer.plan.manifest import Entry, Kind, Manifest, ManifestDamaged, Places
 from installer.plan.processes import STOP_MARGIN_S
-from installer.plan.site import Site
+from installer.plan.site import Site, seen
 from installer.plan.steps import Step, Verdict, undo
 from interceptor.cgroup import Cgroup
 
@@ -32,14 +32,37 @@ def load(site: Site) -> bool:
     return found is not None
 
 
+def load_for_removal(site: Site) -> bool:
+    """Read the manifest or, where it is damaged or lost, make one of what is recognisably ours;
+    whether anything is installed. Raises ManifestError for one of a newer version."""
+    try:
+        if load(site):
+            return True
+        if not recognise.has_versions(site):
+            return False
+        why = f"{site.manifest_path}: is not there, and versions of ours are"
+    except ManifestDamaged as error:
+        why = str(error)
+    recognise.recover(site)
+    site.notes = [f"{why}: what is recognisably ours goes, and the rest is listed"]
+    return True
+
+
 def preview(steps: Iterable[Step], site: Site) -> list[Outcome]:
     """What each check says now; changes nothing."""
     return [Outcome(step, step.check(site)) for step in steps]
 
 
-def install(steps: Iterable[Step], site: Site, version: str) -> list[Outcome]:
-    """Apply what is not done yet. The caller holds the site's lock."""
+def install(
+    steps: Iterable[Step], site: Site, version: str, places: Places | None = None
+) -> list[Outcome]:
+    """Apply what is not done yet. The caller holds the site's lock and has loaded the manifest."""
+    if not site.manifest_path.exists() and recognise.has_versions(site):
+        # Else what a former install wrote would be found done, and never be undone.
+        recognise.recover(site)
+        site.notes.append(f"{site.manifest_path}: was lost; what is recognisably ours is in it")
     site.manifest.version = version
+    site.manifest.places = places
     site.manifest.complete = False
     site.manifest.save(site.manifest_path)
     outcomes = []
@@ -71,15 +94,17 @@ def stop_processes(site: Site, drain_s: float) -> list[processes.Own]:
 def uninstall(site: Site) -> None:
     """Undo every entry of the manifest, the last one first, and then the manifest itself.
 
-    Also where a killed install or uninstall left no manifest, or less. Raises InstallBusy and
-    ManifestError.
+    Also where a killed install or uninstall left no manifest, or less, and where it is damaged.
+    Raises InstallBusy and ManifestError.
     """
-    if not site.at(manifest.PATH.parent.parent).is_dir():
+    if not site.at(manifest.PATH.parent.parent).is_dir() and not recognise.has_versions(site):
         return
+    site.leaving = True
     with site.locked():
-        if load(site):
+        if load_for_removal(site):
             site.manifest.complete = False
-            site.manifest.save(site.manifest_path)
+            site.save()
+        leftovers.remove(site)
         has_slice = f"{units.DIRECTORY}/{units.SLICE}" in site.manifest.entries
         for entry in reversed(list(site.manifest.entries.values())):
             undo(entry, site)
@@ -108,7 +133,10 @@ def end_slices(site: Site, slices: Mapping[str, str]) -> None:
 def _remove_manifest(site: Site) -> None:
     for path in (site.manifest_path, site.manifest_path.with_suffix(".new")):
         with suppress(FileNotFoundError):
-            os.unlink(path)
+            try:
+                os.unlink(path)
+            except IsADirectoryError:
+                site.remove_all(str(manifest.PATH))
     for directory in (manifest.PATH.parent, manifest.PATH.parent.parent):
         if site.at(directory).is_dir() and site.remove_directory(str(directory)):
             site.removed.append(str(directory))
@@ -116,11 +144,22 @@ def _remove_manifest(site: Site) -> None:
 
 def would_remove(site: Site) -> tuple[list[str], list[str]]:
     """Paths that an uninstall would take away, and those that it would leave."""
-    removed: list[str] = []
-    left: list[str] = []
+    removed = leftovers.paths(site)
+    left = list(site.left)
     for entry in reversed(list(site.manifest.entries.values())):
-        (left if _stays(entry, site) else removed).append(entry.path)
+        if seen(site.at(entry.path)) is not None:
+            (left if _stays(entry, site) else removed).append(entry.path)
     return removed, left
+
+
+def changed(site: Site) -> list[str]:
+    """Files of ours that are not as they were written; a user's own are none of them."""
+    written = [
+        entry
+        for entry in site.manifest.entries.values()
+        if entry.kind is Kind.FILE and entry.content and not entry.kept
+    ]
+    return [entry.path for entry in written if not site.is_ours(entry)]
 
 
 def _stays(entry: Entry, site: Site) -> bool:

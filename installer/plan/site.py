@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from installer.plan import manifest as manifests
-from installer.plan.manifest import Before, Entry, Kind, Manifest, sync_directory
+from installer.plan.manifest import Before, Entry, Kind, Manifest, naming, sync_directory
 
 STAGING = ".moa-new"
 """How the name of a file ends that is not yet in its place."""
@@ -36,6 +36,8 @@ class Site:
     notes: list[str] = field(default_factory=list)
     purge: bool = False
     """Whether undoing takes away what a user has changed as well."""
+    leaving: bool = False
+    """Whether everything is being undone, which must not fail for want of space."""
     removed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
@@ -71,6 +73,15 @@ class Site:
 
     # The manifest
 
+    def save(self) -> None:
+        """Put the manifest on the disk. While everything is undone, go on where that fails: it
+        says too much then, and to undo once more what is gone does no harm."""
+        try:
+            self.manifest.save(self.manifest_path)
+        except OSError:
+            if not self.leaving:
+                raise
+
     def announce(self, entry: Entry) -> None:
         """Put an entry on the disk before its path is changed; keeps what was there first."""
         known = self.manifest.entries.get(entry.path)
@@ -81,12 +92,12 @@ class Site:
             entry = replace(entry, before=known.before, previous=previous)
         if entry != known:
             self.manifest.entries[entry.path] = entry
-            self.manifest.save(self.manifest_path)
+            self.save()
 
     def forget(self, path: str) -> None:
         """Strike an entry whose path is gone, or is left to the user."""
         if self.manifest.entries.pop(path, None) is not None:
-            self.manifest.save(self.manifest_path)
+            self.save()
 
     def is_ours(self, entry: Entry) -> bool:
         """Whether at an entry's path is what we wrote, now or before the present change."""
@@ -106,7 +117,7 @@ class Site:
         with suppress(FileNotFoundError):
             os.unlink(staging)
         fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(fd, "wb") as file:
+        with naming(staging), os.fdopen(fd, "wb") as file:
             file.write(content)
             os.fchmod(file.fileno(), mode)
             file.flush()
@@ -122,6 +133,7 @@ class Site:
             os.unlink(staging)
         os.symlink(target, staging)
         os.rename(staging, place)
+        sync_directory(place.parent)
 
     def remove_file(self, path: str) -> None:
         """Remove a file or a link, and what a killed run left beside it."""

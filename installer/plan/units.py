@@ -137,6 +137,8 @@ _ELSEWHERE = {
     "moa-watcher": "MOA Interceptor watcher of the registry's instances",
     "moa-lookup": "MOA Interceptor look-up service",
 }
+STATEFUL = tuple(_ELSEWHERE)
+"""Services that systemd gives a state directory of the same name."""
 
 
 def node_command(commands: Collection[str]) -> str:
@@ -175,3 +177,8 @@ def texts(commands: Collection[str], config: str) -> dict[str, str]:
                 sandbox=_SANDBOX,
             )  # fmt: skip
     return found
+
+
+def every_text(config: str) -> dict[str, str]:
+    """The text of every unit that any version has, by its name."""
+    return {**texts(("moa-agent",), config), **texts(("moa-opsd", *_ELSEWHERE), config)}
