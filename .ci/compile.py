@@ -72,7 +72,7 @@ def _compile() -> None:
 
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.copytree(
-        ROOT / "proxy", OUT / "proxy", ignore=shutil.ignore_patterns("__pycache__", "*.proto")
+        ROOT / "proxy", OUT / "proxy", ignore=shutil.ignore_patterns("__pycache__")
     )
     groups: list[tuple[list[str], str | None]] = [
         (_modules("wire") + _modules("core"), "proxy.sansio"),

@@ -112,7 +112,9 @@ def test_deb_is_installed_used_and_purged_on_a_bare_debian(bare: Path) -> None:
         before = debian.picture()
         debian.call("apt-get", "install", "--yes", f"/tmp/{package.name}")
         debian.call("sh", "-c", "! command -v cc gcc clang pip")
-        assert debian.json("moactl", "version")["version"]
+        version = debian.json("moactl", "version")
+        assert version["version"]
+        assert version["compiled"], "as it is measured"
         assert debian.json("moactl", "install", "status")["installed"] is False
         assert "moactl" in debian.call("bash", "-c", f"{_COMPLETE}; complete -p moactl")
         assert MANUAL in debian.call("dpkg", "-L", "moa-interceptor")
