@@ -86,8 +86,8 @@ def _blocks(findings: list[Finding], failed: int, warned: int) -> list[Block]:
             blocks += [
                 "",
                 f"{_word(finding.result.status)} {finding.check.id}: {finding.check.title}",
-                f"  seen: {finding.result.seen}",
-                f"  todo: {finding.result.todo}",
+                f"  seen: {cell(finding.result.seen)}",
+                f"  todo: {cell(finding.result.todo)}",
                 f"  more: {finding.check.documentation}",
             ]
     return [*blocks, "", f"{len(findings)} checks: {failed} failed, {warned} warnings"]
