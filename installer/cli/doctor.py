@@ -26,8 +26,8 @@ def doctor(ctx: click.Context, session: Session, ids: tuple[str, ...], pre: bool
     """Say what is wrong here and what to do.
 
     Changes nothing. Exit code 1 when any check fails; warnings do not count. CHECK names
-    checks to run alone. With -o short one line for each that is not ok. docs/CHECKS.md
-    explains each.
+    checks to run alone. With -o short one line for each that is not ok. CHECKS.md explains
+    each: in docs/, or in /usr/share/doc/moa-interceptor/ of the package.
     """
     findings = list(doctor_check.run(_chosen(ids, pre), probes_of(session)))
     failed = sum(finding.result.status is Status.FAIL for finding in findings)

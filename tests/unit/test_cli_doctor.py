@@ -60,15 +60,27 @@ warn bpffs: A bpf file system for the pins
 """
 
 
-def test_golden_output_and_exit_code(healthy: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golden_output_and_exit_code(
+    healthy: Probes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     probes = replace(healthy, python_version=lambda: (3, 9, 0), bpffs_at=lambda _: None)
     monkeypatch.setattr(command, "probes_of", lambda _: probes)
+    monkeypatch.setattr(doctor_check, "PACKAGED", tmp_path / "CHECKS.md")
     argv = ["doctor", "python", "caps", "bpffs"]
     result = CliRunner().invoke(root, argv)
     assert (result.exit_code, result.stdout) == (1, GOLDEN)
     as_json = CliRunner().invoke(root, [*argv, "-o", "json"])
     assert as_json.exit_code == 1
     assert_as_documented("doctor", json.loads(as_json.stdout))
+
+
+def test_documentation_is_where_the_package_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor_check, "PACKAGED", tmp_path / "CHECKS.md")
+    assert ALL_CHECKS[0].documentation == "docs/CHECKS.md#python"
+    (tmp_path / "CHECKS.md").touch()
+    assert ALL_CHECKS[0].documentation == f"{tmp_path}/CHECKS.md#python"
 
 
 def test_short_form_has_a_line_for_each_that_is_not_ok(
