@@ -115,9 +115,10 @@ def _without_users(line: str, configuration: bool) -> str:
     done = ""
     while found := _URL.search(line):
         done, rest = done + line[: found.end()], line[found.end() :]
-        span = rest if configuration else _span(rest, found[1])
+        whole = configuration and "@" in rest
+        span = rest if whole else _span(rest, found[1])
         user, at, place = span.rpartition("@")
-        if configuration or _WELL_FORMED.fullmatch(place):
+        if whole or _WELL_FORMED.fullmatch(place):
             done, line = done + (f"{STARS}@" if at else ""), rest[len(user + at) :]
         elif "@" in rest:  # what looks like the end of the URL was a part of its password
             done, line = f"{done}{STARS}@", rest.rpartition("@")[2]

@@ -57,6 +57,7 @@ def test_secrets_are_starred(text: str, expected: str) -> None:
         ('url = "redis://:PLANTED/x+y@10.0.0.9:6379/0"', "url = ***"),
         ('url = "redis://u:12" PLANTED@h"', "url = ***"),
         ('url = "PLANTED"', "url = ***"),
+        ("# was: redis://:PLANTED/x+y, or redis://h:1", "# was: redis://*** or redis://h:1"),
         ("# was: redis://u:PL ANTED@10.0.0.9/0", "# was: redis://***@10.0.0.9/0"),
         ('url = """\nredis://PLANTED\n"""\nx = 1', "url = ***\n***\n***\nx = 1"),
     ],
