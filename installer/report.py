@@ -1,15 +1,14 @@
 """What a bug report needs of this node, as files without secrets.
 
-Left out or starred: user information of URLs, values whose key sounds like a secret, and the
-environment of every process. Addresses and names of services stay: without them nothing can be
-understood.
+Starred: user information of URLs, and whatever follows a key that sounds like a secret. Left out:
+the environment of every process. Addresses and names of services stay: without them nothing can
+be understood.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import re
 import subprocess
 import tarfile
 import time
@@ -26,6 +25,7 @@ from installer.doctor import check as doctor_check
 from installer.doctor.checks import ALL_CHECKS
 from installer.doctor.probes import Probes
 from installer.plan import manifest, processes, units
+from installer.redaction import redacted
 from interceptor.errors import InterceptorError
 from interceptor.node import Node
 
@@ -34,12 +34,6 @@ MAX_FILE_BYTES = 1 << 20
 
 _COMMAND_S = 20.0
 _JOURNAL_LINES = "2000"
-_USERINFO = re.compile(r"(?<=://)[^/\s@\"']*@")
-_SECRET = re.compile(
-    r"((?:password|passwd|secret|token|credential|api[_-]?key|authorization|requirepass|masterauth)"
-    r"[\"']?\s*[:=]\s*)(\"[^\"]*\"|'[^']*'|\S+)",
-    re.IGNORECASE,
-)
 _KERNEL = (
     "/proc/version", "/etc/os-release", "/proc/mounts", "/proc/self/cgroup",
     "/proc/sys/kernel/unprivileged_bpf_disabled", "/sys/kernel/security/lsm", "/proc/meminfo",
@@ -67,30 +61,30 @@ def pages(config: Config, config_file: Path | None, root: Path, probes: Probes) 
     return sorted(made, key=lambda page: page.name)
 
 
-def redacted(text: str) -> str:
-    """A text without what may be a secret."""
-    return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
-
-
 def write(path: Path, found: list[Page]) -> None:
-    """Pack the pages, a list of them first; the file is for its owner alone. Raises OSError."""
+    """Pack the pages, a list of them first; the file is for its owner alone. Raises OSError, and
+    leaves no half of a file."""
     listing = "".join(f"{len(page.content):>9}  {page.name}\n" for page in found)
     name = path.name.removesuffix(".tar.gz")
-    fd_mode = 0o600
-    path.touch(mode=fd_mode, exist_ok=False)
-    with tarfile.open(path, "w:gz") as archive:
-        for page in (Page("CONTENTS", listing.encode()), *found):
-            entry = tarfile.TarInfo(f"{name}/{page.name}")
-            entry.size, entry.mtime, entry.mode = len(page.content), int(time.time()), 0o600
-            archive.addfile(entry, io.BytesIO(page.content))
+    path.touch(mode=0o600, exist_ok=False)
+    try:
+        with tarfile.open(path, "w:gz") as archive:
+            for page in (Page("CONTENTS", listing.encode()), *found):
+                entry = tarfile.TarInfo(f"{name}/{page.name}")
+                entry.size, entry.mtime, entry.mode = len(page.content), int(time.time()), 0o600
+                archive.addfile(entry, io.BytesIO(page.content))
+    except BaseException:
+        path.unlink()
+        raise
 
 
-def _page(name: str, make: Callable[[], str]) -> Page:
+def _page(name: str, make: Callable[[], str], *, configuration: bool = False) -> Page:
     try:
         text = make()
     except (OSError, InterceptorError, AgentError, subprocess.SubprocessError) as error:
         text = f"not to be had: {str(error) or type(error).__name__}\n"
-    return Page(name, redacted(text).encode(errors="replace")[-MAX_FILE_BYTES:])
+    text = redacted(text, configuration=configuration)
+    return Page(name, text.encode(errors="replace")[-MAX_FILE_BYTES:])
 
 
 def _doctor(probes: Probes) -> str:
@@ -121,7 +115,8 @@ def _file_pages(config_file: Path | None) -> Iterator[Page]:
         paths.append(config_file)
     for path in paths:
         if path.is_file():
-            yield _page(f"file{str(path).replace('/', '-')}", _reader(str(path)))
+            name = f"file{str(path).replace('/', '-')}"
+            yield _page(name, _reader(str(path)), configuration=path == config_file)
 
 
 def _command_pages() -> Iterator[Page]:
@@ -146,6 +141,7 @@ def _reader(path: str) -> Callable[[], str]:
         with open(path, "rb") as file:
             with suppress(OSError):
                 file.seek(-MAX_FILE_BYTES, 2)
+                file.readline()  # half a line may be a secret without its key
             return file.read(MAX_FILE_BYTES).decode(errors="replace")
 
     return read

@@ -1,12 +1,13 @@
 """A synthetic service on this very node: is it intercepted, and is it left alone when it must be?
 
 Everything is its own: pins, cgroups, ports of loopback, and an agent of a few lines. A real
-agent that runs here is neither used nor disturbed, and nothing is left, also not of an earlier
-run that was killed.
+agent that runs here is neither used nor disturbed, and nothing is left: processes end with the
+run that started them, and what else a killed run leaves is cleared by the next one.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import select
@@ -31,6 +32,7 @@ _NAME = "moa-selftest-"
 _PINS = Path("/sys/fs/bpf")
 _WAIT_S = 5.0
 _BEAT_S = 0.05
+_PR_SET_PDEATHSIG = 1
 _MAX_AGE_S = 1.0
 """Of the heartbeat; a busy node must not look like one whose agent hangs."""
 
@@ -151,16 +153,26 @@ def _set_up(stage: _Stage) -> int:
 
 
 def _spawn(stage: _Stage, cgroup: Cgroup, action: Callable[[], object]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        _in_child(cgroup, action)
+    pid = _fork(cgroup, action)
     stage.children.append(pid)
     return pid
 
 
-def _in_child(cgroup: Cgroup, action: Callable[[], object]) -> NoReturn:
+def _fork(cgroup: Cgroup, action: Callable[[], object]) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _in_child(parent, cgroup, action)
+    return pid
+
+
+def _in_child(parent: int, cgroup: Cgroup, action: Callable[[], object]) -> NoReturn:
     code = 1
     try:
+        # Whoever started us was killed: so are we, even while we are stopped.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(code)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         cgroup.add(os.getpid())
         action()
@@ -186,8 +198,7 @@ def _serve(
     answer: Callable[[socket.socket], str],
     every_beat: Callable[[], object] = lambda: None,
 ) -> None:
-    parent = os.getppid()
-    while os.getppid() == parent:  # whoever started us was killed: so are we
+    while True:
         every_beat()
         if select.select([listener], [], [], _BEAT_S)[0]:
             sock, _ = listener.accept()
@@ -215,9 +226,7 @@ def _dialled(
 
 def _dial(stage: _Stage, cgroup: Cgroup) -> str:
     reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _in_child(cgroup, lambda: os.write(writer, _ask(stage).encode()))
+    pid = _fork(cgroup, lambda: os.write(writer, _ask(stage).encode()))
     os.close(writer)
     with open(reader, "rb") as answer:
         text = answer.read().decode(errors="replace")
@@ -254,9 +263,13 @@ def _remove(node: Node, top: Cgroup) -> None:
 
 
 def _clear_leftovers() -> None:
-    """Of runs that were killed: their processes end by themselves."""
+    """Of runs that were killed, whatever is left, and whatever state it is in."""
     names = {p.name for top in (_PINS, mount_point()) if top.is_dir() for p in top.iterdir()}
     for name in names:
         found = re.fullmatch(rf"{_NAME}([0-9]+)", name)
         if found and not Path(f"/proc/{found[1]}").exists():
-            _remove(Node(_PINS / name), Cgroup(f"/{name}"))
+            top = Cgroup(f"/{name}")
+            for pid in filter(None, top.processes()):  # 0 is one that we cannot see
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            _remove(Node(_PINS / name), top)

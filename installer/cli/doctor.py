@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from installer.cli.output import Block, Table, emit
-from installer.cli.session import Session, pass_session, shared_options
+from installer.cli.output import Block, Table, cell, emit
+from installer.cli.session import SHORT, Session, pass_session, shared_options_and_short
 from installer.config import Config, ConfigError, load
 from installer.doctor import check as doctor_check
 from installer.doctor import probes as doctor_probes
@@ -19,14 +19,15 @@ from installer.doctor.probes import Probes
 @click.command()
 @click.argument("ids", metavar="[CHECK]...", nargs=-1)
 @click.option("--pre", is_flag=True, help="Only what makes sense before an installation.")
-@shared_options
+@shared_options_and_short
 @pass_session
 @click.pass_context
 def doctor(ctx: click.Context, session: Session, ids: tuple[str, ...], pre: bool) -> None:
     """Say what is wrong here and what to do.
 
     Changes nothing. Exit code 1 when any check fails; warnings do not count. CHECK names
-    checks to run alone. docs/CHECKS.md explains each.
+    checks to run alone. With -o short one line for each that is not ok. CHECKS.md explains
+    each: in docs/, or in /usr/share/doc/moa-interceptor/ of the package.
     """
     findings = list(doctor_check.run(_chosen(ids, pre), probes_of(session)))
     failed = sum(finding.result.status is Status.FAIL for finding in findings)
@@ -36,7 +37,8 @@ def doctor(ctx: click.Context, session: Session, ids: tuple[str, ...], pre: bool
         "warned": warned,
         "checks": [_json(finding) for finding in findings],
     }
-    emit(session, "doctor/1", data, *_blocks(findings, failed, warned))
+    drawn = _short(findings) if session.output == SHORT else _blocks(findings, failed, warned)
+    emit(session, "doctor/1", data, *drawn)
     ctx.exit(1 if failed else 0)
 
 
@@ -84,11 +86,22 @@ def _blocks(findings: list[Finding], failed: int, warned: int) -> list[Block]:
             blocks += [
                 "",
                 f"{_word(finding.result.status)} {finding.check.id}: {finding.check.title}",
-                f"  seen: {finding.result.seen}",
-                f"  todo: {finding.result.todo}",
+                f"  seen: {cell(finding.result.seen)}",
+                f"  todo: {cell(finding.result.todo)}",
                 f"  more: {finding.check.documentation}",
             ]
     return [*blocks, "", f"{len(findings)} checks: {failed} failed, {warned} warnings"]
+
+
+def _short(findings: list[Finding]) -> list[Block]:
+    """A line for each check that is not ok, or one for all of them."""
+    lines: list[Block] = [
+        " ".join((_word(result.status), finding.check.id, cell(result.seen)))
+        + (f" -> {cell(result.todo)}" if result.todo else "")
+        for finding in findings
+        if (result := finding.result).status is not Status.OK
+    ]
+    return lines or [f"ok: {len(findings)} checks"]
 
 
 def _word(status: Status) -> str:

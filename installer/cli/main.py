@@ -8,7 +8,7 @@ import click
 
 from installer.cli.failure import told_plainly
 from installer.cli.lazy import Lazy, LazyGroup
-from installer.cli.session import shared_options
+from installer.cli.session import SHORT, Session, pass_session, shared_options_and_short
 
 _HERE = "installer.cli"
 
@@ -60,9 +60,13 @@ class _Root(LazyGroup):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit code: 0 done, 1 failed, 2 wrong usage. Every command takes -o json.",
 )
-@shared_options
-def root() -> None:
+@shared_options_and_short
+@pass_session
+@click.pass_context
+def root(ctx: click.Context, session: Session) -> None:
     """MOA Interceptor on this node."""
+    if session.output == SHORT and ctx.invoked_subcommand != "doctor":
+        raise click.UsageError(f"-o {SHORT} is a form of moactl doctor alone")
 
 
 def main() -> None:

@@ -65,14 +65,24 @@ def show(*blocks: Block) -> None:
 
 
 def cell(value: object) -> str:
-    """One value as text without control characters; nothing is a dash."""
+    """One value as text without control characters, off a terminal in ASCII; nothing is a
+    dash."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(cell, value)) if value else "-"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+    return text if text.isascii() or sys.stdout.isatty() else in_ascii(text)
+
+
+def in_ascii(text: str) -> str:
+    """A text with every other character as TOML and JSON write it: \\u00fc, \\U0001f600."""
+    return "".join(
+        c if c.isascii() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
+        for c in text
+    )
 
 
 def duration(seconds: float | None) -> str:
@@ -89,17 +99,17 @@ def duration(seconds: float | None) -> str:
 
 def _draw_plain(block: Block) -> None:
     if isinstance(block, str):
-        click.echo(block)
+        click.echo(in_ascii(block))
     elif isinstance(block, Facts):
         _echo_columns([[label, cell(value)] for label, value in block.pairs])
     else:
         if block.title:
-            click.echo(block.title)
+            click.echo(in_ascii(block.title))
         if block.rows:
             rows = [[cell(value) for value in row] for row in block.rows]
             _echo_columns([list(block.headings), *rows])
         else:
-            click.echo(block.empty)
+            click.echo(in_ascii(block.empty))
 
 
 def _echo_columns(rows: list[list[str]]) -> None:

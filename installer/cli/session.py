@@ -78,24 +78,38 @@ def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         setattr(ctx.find_root().ensure_object(Session), str(param.name), value)
 
 
-_OPTIONS = (
-    click.option(
-        "-c", "--config", "config_path", metavar="FILE", type=click.Path(path_type=Path),
-        expose_value=False, callback=_store, help=f"Configuration [default: {DEFAULT_CONFIG}].",
-    ),
-    click.option(
-        "-o", "--output", type=click.Choice(["table", "json"]),
-        expose_value=False, callback=_store, help="Form of the output [default: table].",
-    ),
-    click.option(
-        "--root", metavar="DIR", type=click.Path(path_type=Path),
-        expose_value=False, callback=_store, help="Where the pins are [default: bpf.root].",
-    ),
-)  # fmt: skip
+SHORT = "short"
+"""A form of the output that `doctor` alone has."""
+
+
+def _options(forms: list[str]) -> tuple[Callable[[_Function], _Function], ...]:
+    return (
+        click.option(
+            "-c", "--config", "config_path", metavar="FILE", type=click.Path(path_type=Path),
+            expose_value=False, callback=_store, help=f"Configuration [default: {DEFAULT_CONFIG}].",
+        ),
+        click.option(
+            "-o", "--output", type=click.Choice(forms),
+            expose_value=False, callback=_store, help="Form of the output [default: table].",
+        ),
+        click.option(
+            "--root", metavar="DIR", type=click.Path(path_type=Path),
+            expose_value=False, callback=_store, help="Where the pins are [default: bpf.root].",
+        ),
+    )  # fmt: skip
 
 
 def shared_options(function: _Function) -> _Function:
     """Give a command the options that every command has."""
-    for option in reversed(_OPTIONS):
+    return _given(function, ["table", "json"])
+
+
+def shared_options_and_short(function: _Function) -> _Function:
+    """The same, and one form of the output more."""
+    return _given(function, ["table", "json", SHORT])
+
+
+def _given(function: _Function, forms: list[str]) -> _Function:
+    for option in reversed(_options(forms)):
         function = option(function)
     return function

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from installer.doctor.probes import Probes
+
+PACKAGED = Path("/usr/share/doc/moa-interceptor/CHECKS.md")
+"""Where the Debian package has the explanations (installer/debian/nfpm.yaml)."""
 
 
 class Status(StrEnum):
@@ -49,7 +53,8 @@ class Check:
 
     @property
     def documentation(self) -> str:
-        return f"docs/CHECKS.md#{self.id}"
+        file = PACKAGED if PACKAGED.exists() else "docs/CHECKS.md"
+        return f"{file}#{self.id}"
 
 
 @dataclass(frozen=True, slots=True)

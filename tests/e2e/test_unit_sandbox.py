@@ -1,4 +1,4 @@
-"""The agent with no more than its unit leaves it: three capabilities, no new privileges, and no
+"""The agent with no more than its unit leaves it: four capabilities, no new privileges, and no
 memory that is both written and executed."""
 
 from __future__ import annotations

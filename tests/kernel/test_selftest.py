@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from interceptor.cgroup import mount_point
+import pytest
+
+from interceptor.cgroup import Cgroup, mount_point
 from tests.support.agents import MOACTL
 from tests.support.documented import assert_as_documented
+from tests.support.lab import wait_until
 
 
 def traces(pid: int) -> list[str]:
@@ -32,17 +34,57 @@ def test_selftest_passes_and_leaves_nothing() -> None:
     assert traces(popen.pid) == []
 
 
-def test_selftest_that_is_killed_is_cleared_by_the_next() -> None:
-    script = "from installer import selftest\nfor o in selftest.run(): print(o.id, flush=True)"
-    popen = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert popen.stdout is not None
-    assert popen.stdout.readline() == "off\n"
-    os.kill(popen.pid, signal.SIGKILL)
-    popen.wait()
-    popen.stdout.close()
-    assert traces(popen.pid)
-    deadline_s = time.monotonic() + 60
-    # Its children notice at their next turn that it has gone.
-    while traces(popen.pid) and time.monotonic() < deadline_s:
-        subprocess.run([MOACTL, "selftest", "-o", "json"], capture_output=True, check=False)
-    assert traces(popen.pid) == []
+_SCRIPT = "from installer import selftest\nfor o in selftest.run(): print(o.id, flush=True)"
+
+
+def killed_after(step: str, *, stopped: bool = False) -> int:
+    """Kill a self-test behind this step, and when its agent is stopped; its process id."""
+    argv = [sys.executable, "-c", _SCRIPT]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as popen:
+        assert popen.stdout is not None
+        assert f"{step}\n" in iter(popen.stdout.readline, "")
+        agent = Cgroup(f"/moa-selftest-{popen.pid}/agent")
+        if stopped:
+            wait_until(lambda: state_of(agent) == "T", 5, "its agent is stopped")
+        os.kill(popen.pid, signal.SIGKILL)
+    return popen.pid
+
+
+def state_of(cgroup: Cgroup) -> str:
+    """Of the one process in it; nothing when there is none."""
+    states = ""
+    for pid in cgroup.processes():
+        states += Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return states
+
+
+@pytest.mark.parametrize(("step", "stopped"), [("off", False), ("excluded", True)])
+def test_selftest_that_is_killed_is_cleared_by_the_next(step: str, stopped: bool) -> None:
+    pid = killed_after(step, stopped=stopped)
+    assert traces(pid)
+    top = Cgroup(f"/moa-selftest-{pid}")
+    wait_until(lambda: not list(top.processes()), 5, "its processes have ended with it")
+    done = subprocess.run([MOACTL, "selftest", "-o", "json"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert traces(pid) == []
+
+
+def test_process_that_a_killed_selftest_left_is_ended() -> None:
+    """Of versions whose processes did not end with them."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    agent = Cgroup(f"/moa-selftest-{gone.pid}/agent")
+    agent.create()
+    with subprocess.Popen(["sleep", "600"]) as left:
+        try:
+            agent.add(left.pid)
+            os.kill(left.pid, signal.SIGSTOP)
+            done = subprocess.run([MOACTL, "selftest"], capture_output=True, check=False)
+            assert done.returncode == 0, done.stdout
+            assert left.wait(5) == -signal.SIGKILL
+            assert traces(gone.pid) == []
+        finally:
+            left.kill()
+            left.wait()
+            for cgroup in (agent, Cgroup(f"/moa-selftest-{gone.pid}")):
+                cgroup.remove()

@@ -124,6 +124,9 @@ def test_deb_is_installed_used_and_purged_on_a_bare_debian(bare: Path) -> None:
         assert debian.json("moactl", "status")["node"]["serves"]
         doctor = debian.json("moactl", "doctor")
         assert doctor["failed"] == 0, doctor
+        for check in doctor["checks"]:
+            path, _, anchor = check["documentation"].partition("#")
+            assert f"\n## {anchor}\n" in (bare / path.lstrip("/")).read_text()
 
         (bare / "etc/moa/services.toml").write_text("# changed by an operator\n")
         debian.call("apt-get", "purge", "--yes", "moa-interceptor")

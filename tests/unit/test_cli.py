@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,6 +177,36 @@ def test_version() -> None:
 def test_tables_off_a_terminal_are_ascii_columns(capsys: pytest.CaptureFixture[str]) -> None:
     output.show(output.Table(("A", "LONGER"), [(None, True), ("text", [])], title="things"))
     assert capsys.readouterr().out == "things\nA     LONGER\n-     yes\ntext  -\n"
+
+
+def test_off_a_terminal_all_of_it_is_ascii(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = (
+        output.Table(("A",), [("/service/ü",)], title="ä"),
+        output.Table(("A",), [], empty="ö"),
+        output.Facts([("path", ["/ü", "/\U0001f600"])]),
+        "# ü\nkey = 1",
+    )
+    output.show(*blocks)
+    shown = capsys.readouterr().out
+    assert shown.isascii()
+    for words in ("/service/\\u00fc", "\\u00e4", "\\u00f6", "/\\U0001f600", "# \\u00fc\nkey = 1"):
+        assert words in shown
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    output.show(*blocks)
+    assert "/service/ü" in capsys.readouterr().out
+
+
+def test_doctor_and_configuration_with_other_letters(tmp_path: Path) -> None:
+    path = tmp_path / "ü.toml"
+    path.write_text('[registry]\nfile = "/gr\u00fcn\U0001f600"\n', encoding="utf-8")
+    assert moactl("-c", path, "doctor", "config").stdout.isascii()
+    assert "\\u00fc.toml" in moactl("-c", path, "doctor", "config").stdout
+    shown = moactl("-c", path, "config", "show").stdout
+    assert shown.isascii()
+    assert tomllib.loads(shown)["registry"]["file"] == "/grün\U0001f600"
+    assert as_json("-c", path, "config", "show")["file"] == str(path)
 
 
 def test_tables_on_a_terminal_have_the_same_words(

@@ -49,6 +49,13 @@ def test_check_has_its_anchor(check: object) -> None:
     assert found[1].lower() == getattr(check, "severity", "")
 
 
+def test_checks_that_pre_leaves_out_are_named() -> None:
+    text = (documented.DOCS / "CHECKS.md").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("`moactl doctor --pre`"))
+    later = {check.id for check in ALL_CHECKS if not check.before_install}
+    assert set(re.findall(r"\]\(#([a-z0-9-]+)\)", line)) == later
+
+
 def test_links_within_the_checks_lead_somewhere() -> None:
     text = (documented.DOCS / "CHECKS.md").read_text()
     anchors = {check.id for check in ALL_CHECKS}

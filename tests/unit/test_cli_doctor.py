@@ -60,15 +60,62 @@ warn bpffs: A bpf file system for the pins
 """
 
 
-def test_golden_output_and_exit_code(healthy: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golden_output_and_exit_code(
+    healthy: Probes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     probes = replace(healthy, python_version=lambda: (3, 9, 0), bpffs_at=lambda _: None)
     monkeypatch.setattr(command, "probes_of", lambda _: probes)
+    monkeypatch.setattr(doctor_check, "PACKAGED", tmp_path / "CHECKS.md")
     argv = ["doctor", "python", "caps", "bpffs"]
     result = CliRunner().invoke(root, argv)
     assert (result.exit_code, result.stdout) == (1, GOLDEN)
     as_json = CliRunner().invoke(root, [*argv, "-o", "json"])
     assert as_json.exit_code == 1
     assert_as_documented("doctor", json.loads(as_json.stdout))
+
+
+def test_documentation_is_where_the_package_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor_check, "PACKAGED", tmp_path / "CHECKS.md")
+    assert ALL_CHECKS[0].documentation == "docs/CHECKS.md#python"
+    (tmp_path / "CHECKS.md").touch()
+    assert ALL_CHECKS[0].documentation == f"{tmp_path}/CHECKS.md#python"
+
+
+def test_short_form_has_a_line_for_each_that_is_not_ok(
+    healthy: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = replace(healthy, python_version=lambda: (3, 9, 0), bpffs_at=lambda _: None)
+    monkeypatch.setattr(command, "probes_of", lambda _: probes)
+    result = CliRunner().invoke(root, ["doctor", "python", "caps", "bpffs", "-o", "short"])
+    assert (result.exit_code, result.stdout.splitlines()) == (
+        1,
+        [
+            "FAIL python 3.9.0, expected at least 3.11"
+            " -> install python3.11 and make the .venv anew",
+            "warn bpffs not mounted at /sys/fs/bpf -> nothing: the agent mounts it when it starts",
+        ],
+    )
+    fine = CliRunner().invoke(root, ["-o", "short", "doctor", "caps", "map-ringbuf"])
+    assert (fine.exit_code, fine.stdout) == (0, "ok: 2 checks\n")
+
+
+def test_short_form_keeps_what_a_check_saw_on_its_line(
+    healthy: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = Check("odd", "Odd", lambda _: doctor_check.skip("two\nlines"))
+    monkeypatch.setattr(command, "ALL_CHECKS", (odd,))
+    monkeypatch.setattr(command, "probes_of", lambda _: healthy)
+    result = CliRunner().invoke(root, ["doctor", "-o", "short"])
+    assert (result.exit_code, result.stdout) == (0, "skip odd two\\nlines\n")
+
+
+@pytest.mark.parametrize("argv", [["-o", "short", "status"], ["version", "-o", "short"]])
+def test_short_form_is_for_the_doctor_alone(argv: list[str]) -> None:
+    result = CliRunner().invoke(root, argv)
+    assert result.exit_code == 2
+    assert "short" in result.stderr
 
 
 def test_warnings_alone_exit_with_0(healthy: Probes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The containers of containers.sh, as process 1 of its namespaces: up, then the demo.
+# The containers of containers.sh, as process 1 of its namespaces: up, then units
+# that join and leave, then the demo.
 #
 # usage: containers-inside.sh WORK CGROUP
 set -euo pipefail
@@ -114,6 +115,8 @@ ssh -n -F - registry /vagrant/guest/registry.sh "${addresses[registry]}"
 for name in node-a node-b; do
     ssh -n -F - "$name" /vagrant/guest/node.sh "$name" "${addresses[$name]}" "${addresses[registry]}"
 done
+say "units join and leave"
+ssh -n -F - node-a /vagrant/guest/units.sh
 say "demo.sh"
 "$top/vagrant/demo.sh"
 say "done"
