@@ -71,9 +71,7 @@ def _compile() -> None:
     from setuptools import setup  # type: ignore[import-untyped]
 
     shutil.rmtree(OUT, ignore_errors=True)
-    shutil.copytree(
-        ROOT / "proxy", OUT / "proxy", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "proxy", OUT / "proxy", ignore=shutil.ignore_patterns("__pycache__"))
     groups: list[tuple[list[str], str | None]] = [
         (_modules("wire") + _modules("core"), "proxy.sansio"),
         (_modules("net"), "proxy.sockets"),
