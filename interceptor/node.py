@@ -389,10 +389,11 @@ def _forget_removed_cgroups(maps: Maps) -> None:
         maps.set_cgroup_policy(cgroup_id, CgroupFlag(0))
 
 
-def refuse_dangerous(scope: Cgroup) -> None:
-    """Raise `Refused` when a scope holds the way into the node, or ourselves."""
+def refuse_dangerous(scope: Cgroup, *, by_itself: bool = True) -> None:
+    """Raise `Refused` when a scope holds the way into the node, or ourselves; who asks for
+    another one is not meant (`by_itself`)."""
     for pid in scope.processes():
-        if pid == os.getpid():
+        if by_itself and pid == os.getpid():
             raise Refused(f"cgroup {scope.name}: holds this very process; --force to insist")
         try:
             name = psutil.Process(pid).name()

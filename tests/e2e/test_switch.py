@@ -107,6 +107,7 @@ def test_one_cgroup_in_and_out(mesh: Mesh) -> None:
 
 def test_one_cgroup_in_shadow(mesh: Mesh) -> None:
     job = mesh.job
+    job.create()
     mesh.moactl("mesh", "on", "--cgroup", job.name, "--shadow")
     before = mesh.shadowed()
     assert mesh.answering(job) == DIRECT
