@@ -27,12 +27,13 @@ from installer.config import Config
 from installer.node_state import Installed
 from interceptor.cgroup import Cgroup
 from interceptor.errors import InterceptorError
-from interceptor.node import Node
+from interceptor.node import LOCK_TIMEOUT_S, Node
 
 NAME = "mesh.json"
 BROKEN = "mesh.json.broken"
 NAMES = (NAME, "mesh.new", BROKEN)
 FORMAT = 1
+_LOCK_POLL_S = 0.02
 
 log = structlog.get_logger("mesh")
 
@@ -165,27 +166,48 @@ def off_since(word: Word) -> str:
 def changing(
     path: Path, otherwise: Word, tell: Callable[[str], None] = lambda text: None
 ) -> Iterator[Word]:
-    """Change the word and save it at the end; one at a time. What `otherwise` says is the
-    beginning where there is none, or one that is damaged, which is told and kept beside it.
-
-    Raises OSError.
+    """Change the word and save it at the end; the caller holds the lock. What `otherwise` says
+    is the beginning where there is none, or one that is damaged, which is told and kept beside
+    it. Raises OSError.
     """
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        try:
-            word = load(path)
-        except WordError as error:
-            word = None
-            tell(f"{error}; kept as {path.with_name(BROKEN)}, and written anew from the kernel")
-            with suppress(FileNotFoundError):
-                os.rename(path, path.with_name(BROKEN))
-        word = word or otherwise
-        yield word
-        save(path, word)
+        word = load(path)
+    except WordError as error:
+        word = None
+        tell(f"{error}; kept as {path.with_name(BROKEN)}, and written anew from the kernel")
+        with suppress(FileNotFoundError):
+            os.rename(path, path.with_name(BROKEN))
+    word = word or otherwise
+    yield word
+    save(path, word)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the one who changes the kernel and the word: neither another command nor an agent that
+    brings back an older word comes in between. Where no lock can be had within LOCK_TIMEOUT_S
+    it goes without: `moactl mesh off` must, whoever hangs."""
+    fd = -1
+    with suppress(OSError):
+        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        _lock_within(fd, LOCK_TIMEOUT_S)
+    try:
+        yield
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _lock_within(fd: int, timeout_s: float) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_LOCK_POLL_S)
 
 
 # After a boot
@@ -197,17 +219,18 @@ def bring_back(node: Node, path: Path) -> None:
 
     Without a word, or with one that is damaged, the mesh stays off.
     """
-    if node.was_told():
-        return
-    try:
-        word = load(path)
-    except WordError as error:
-        hint = "moactl mesh on switches it on, and keeps that"
-        log.error("mesh stays off: what was said last is lost", error=str(error), hint=hint)
-        word = None
-    if word is not None:
-        _apply(node, word)
-    node.note_told()
+    with locked(path):
+        if node.was_told():
+            return
+        try:
+            word = load(path)
+        except WordError as error:
+            hint = "moactl mesh on switches it on, and keeps that"
+            log.error("mesh stays off: what was said last is lost", error=str(error), hint=hint)
+            word = None
+        if word is not None:
+            _apply(node, word)
+        node.note_told()
 
 
 def _apply(node: Node, word: Word) -> None:

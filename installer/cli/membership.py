@@ -12,7 +12,7 @@ from installer.cli.failure import Failure, note
 from installer.cli.install import told
 from installer.cli.output import emit
 from installer.cli.session import Session, pass_session, shared_options
-from installer.cli.word import keep
+from installer.cli.word import held, keep
 from installer.membership import MembershipError, Unit
 from installer.mesh_word import Word
 from installer.node_state import Installed
@@ -62,7 +62,8 @@ def _change(
                 done = change(unit, site, node)
         except MembershipError as error:
             raise Failure(str(error), error.next_step) from error
-    notes = keep(session, node, before, partial(_say, node, before))
+    with held(session):
+        notes = keep(session, node, before, partial(_say, node, before))
     data = {
         "unit": unit.name,
         "cgroup": unit.cgroup.name if unit.cgroup else None,

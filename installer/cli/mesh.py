@@ -13,7 +13,7 @@ from installer.cli import membership
 from installer.cli.failure import Failure, note
 from installer.cli.output import duration, emit
 from installer.cli.session import Session, pass_session, shared_options
-from installer.cli.word import keep
+from installer.cli.word import held, keep
 from installer.mesh_word import Switch, Word
 from installer.next_steps import TO_INSTALL
 from installer.node_state import Installed
@@ -89,6 +89,16 @@ def on(
     if force and cgroup is None:
         raise click.UsageError("--force goes with --cgroup")
     node = session.node()
+    with held(session):
+        change = _turn_on(session, node, cgroup, shadow, force, confirm_within_s)
+    _warn_if_idle(_installed(session, node), change)
+    _tell(session, "mesh.on/1", change)
+
+
+def _turn_on(
+    session: Session, node: Node, cgroup: str | None, shadow: bool, force: bool,
+    confirm_within_s: float | None,
+) -> _Change:  # fmt: skip
     before = _installed(session, node)
     change = _Change(enabled=True, shadow=before.shadow, confirm_within_s=confirm_within_s)
     if confirm_within_s is not None and before.enabled and before.confirm_left_s is None:
@@ -101,8 +111,7 @@ def on(
     if cgroup is None or not before.enabled or confirm_within_s is not None:
         mode = before.shadow if cgroup is not None else shadow
         _switch_on(session, node, before, mode, change)
-    _warn_if_idle(_installed(session, node), change)
-    _tell(session, "mesh.on/1", change)
+    return change
 
 
 @mesh.command()
@@ -112,6 +121,12 @@ def on(
 def off(session: Session, cgroup: str | None) -> None:
     """Switch the node off, or take a cgroup out of the mesh."""
     node = session.node()
+    with held(session):
+        change = _turn_off(session, node, cgroup)
+    _tell(session, "mesh.off/1", change)
+
+
+def _turn_off(session: Session, node: Node, cgroup: str | None) -> _Change:
     before = node_state.read(node)
     if before is None:
         change = _Change(enabled=False, shadow=False, cgroup=cgroup)
@@ -125,7 +140,7 @@ def off(session: Session, cgroup: str | None) -> None:
     else:
         change = _Change(enabled=before.enabled, shadow=before.shadow)
         _remove_scope(session, node, before, Cgroup.of(cgroup), change)
-    _tell(session, "mesh.off/1", change)
+    return change
 
 
 @mesh.command()
@@ -137,12 +152,13 @@ def confirm(session: Session) -> None:
     Exit code 1 when it is off by now.
     """
     node = session.node()
-    before = _installed(session, node)
-    node.confirm()
+    with held(session):
+        before = _installed(session, node)
+        node.confirm()
+        switch = Switch.SHADOW if before.shadow else Switch.ON
+        notes = keep(session, node, before, lambda word: word.say(switch))
     change = _Change(enabled=True, shadow=False, changed=before.confirm_left_s is not None)
     change.done.append("mesh stays on" if change.changed else "mesh was on without a limit")
-    switch = Switch.SHADOW if before.shadow else Switch.ON
-    notes = keep(session, node, before, lambda word: word.say(switch))
     data = {"enabled": True, "changed": change.changed, "done": change.done}
     emit(session, "mesh.confirm/1", data, *change.done)
     for text in notes:

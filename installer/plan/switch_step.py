@@ -53,6 +53,11 @@ def _look(config: Config, site: Site) -> tuple[Verdict, str]:
 
 
 def _apply(config: Config, site: Site) -> None:
+    with mesh_word.locked(mesh_word.path_of(config)):
+        _switch_on(config, site)
+
+
+def _switch_on(config: Config, site: Site) -> None:
     verdict, why = _look(config, site)
     if verdict is Verdict.KEEP:
         site.notes.append(why)

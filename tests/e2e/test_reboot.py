@@ -138,6 +138,28 @@ def test_off_before_the_agent_has_started_is_off(agent: Agent) -> None:
     assert state(agent)["enabled"] is False
 
 
+def test_agent_does_not_bring_back_what_a_command_is_changing(agent: Agent) -> None:
+    """Else `mesh off` during a start would be undone by the word before it."""
+    json_on(agent.node, "mesh", "on")
+    agent.process.kill()
+    power_cut(agent.node, agent.node.directory / "run")
+    node = Node(agent.node.root)
+    with mesh_word.locked(word(agent)):
+        argv = ("-I", "-m", "installer.agent", str(agent.config))
+        agent.process = agent.node.python("moa-agent", *argv)
+        agent.process.wait_line('"installed"')
+        node.switch(on=False)
+        said = mesh_word.load(word(agent))
+        assert said is not None
+        said.say(mesh_word.Switch.OFF)
+        mesh_word.save(word(agent), said)
+        assert state(agent)["enabled"] is False  # which takes an agent's time and more
+        assert not node.was_told()
+    agent.process.wait_line('"ready"')
+    assert node.was_told()
+    assert state(agent)["enabled"] is False
+
+
 def test_operators_switch_counts_and_not_the_kept_one_while_the_pins_are_there(
     agent: Agent,
 ) -> None:
