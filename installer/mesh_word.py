@@ -115,7 +115,7 @@ def load(path: Path) -> Word | None:
         return None
     except OSError as error:
         raise WordError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WordError(f"{path}: is damaged: {type(error).__name__}: {error}") from None
 
 

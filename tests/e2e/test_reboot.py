@@ -14,6 +14,7 @@ from installer import mesh_word
 from interceptor.cgroup import Cgroup
 from interceptor.node import Node
 from interceptor.programs import OBJECT_PATH
+from tests.e2e.test_install import with_systemd
 from tests.support import agents
 from tests.support.agents import MOACTL, Agent, restart_agent, start_agent, static_registry
 from tests.support.boots import power_cut
@@ -240,6 +241,28 @@ def test_installed_node_serves_after_a_boot_until_it_is_switched_off(lab: Lab) -
     assert "warn  switch" in machine.call(INSTALLED, "doctor", "switch").stdout
     moactl(machine, "uninstall", "--yes")
     assert not machine.exists("/var/lib/moa/*")
+
+
+def test_unit_that_joins_by_a_drop_in_needs_no_word(lab: Lab) -> None:
+    """Its cgroup of now may never be there again; what was said of it before is over."""
+    machine = Machine(lab.add_node("a"))
+    moactl(machine, "install", "-c", configured(machine), "--yes", command=MOACTL)
+    unit = Cgroup(f"/{lab.id}/system/demo.service")
+    unit.create()
+    systemd = with_systemd(machine, unit)
+
+    def kept(*argv: str) -> tuple[bool, bool]:
+        done = machine.call(*systemd, INSTALLED, "mesh", *argv)
+        assert done.returncode == 0, done.stderr
+        said = json.loads(machine.path("/var/lib/moa/mesh.json").read_text())
+        return unit.name in said["added"], unit.name in said["taken_out"]
+
+    assert kept("on", "--cgroup", unit.name) == (True, False)
+    assert kept("join", "demo") == (False, False)
+    assert kept("off", "--cgroup", unit.name) == (False, True)
+    assert kept("join", "demo") == (False, False)
+    assert kept("on", "--cgroup", unit.name) == (True, False)
+    assert kept("leave", "demo") == (False, False)
 
 
 def test_install_judges_the_switch_by_the_kernel(lab: Lab) -> None:
