@@ -71,6 +71,7 @@ class Admin:
                 web.get("/v1/registry", self._registry),
                 web.get("/v1/explain", self._explain),
                 web.get("/metrics", self._metrics),
+                web.get("/v1/switches/known", self._known),
                 web.post("/v1/switches/reload", self._reload_switches),
             ]
         )
@@ -181,6 +182,9 @@ class Admin:
             raise web.HTTPBadRequest(reason="expected service=URI and prop=NAME=VALUE")
         route = Route(uri, group, query.get("method", ""), {k: v for k, _, v in props})
         return web.json_response(explain_route(self._app.forwarder, route))
+
+    async def _known(self, request: web.Request) -> web.Response:
+        return web.json_response(self._board.knows(request.query.get("service", "")))
 
     async def _reload_switches(self, _request: web.Request) -> web.Response:
         self._board.reload()

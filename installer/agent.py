@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from installer import handover, logs
+from installer import handover, logs, mesh_word
 from installer.agent_lock import AgentLocks
 from installer.agent_process import NEEDED, AgentProcess, Start
 from installer.app_settings import app_settings, kernel_settings
@@ -108,6 +108,7 @@ def _run(
     is_successor = start.take_over is not None and node.is_installed() and cgroup.exists()
     if not is_successor:
         _install(node, config)
+        mesh_word.bring_back(node, mesh_word.path_of(config))
     # Before the first socket: sockets keep the cgroup that they were created in.
     cgroup.add(os.getpid())
     join_keeper(cgroup)

@@ -85,6 +85,10 @@ class AgentClient:
         """`GET /v1/registry`."""
         return self.get("/v1/registry")
 
+    def knows(self, service: str) -> dict[str, Any]:
+        """`GET /v1/switches/known`."""
+        return self.get(f"/v1/switches/known?{urlencode({'service': service})}")
+
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at `path`; raises AgentNotRunning and AgentError."""
         return self._ask("GET", path)

@@ -8,7 +8,6 @@ without it. Off here or off there is off.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from installer import kept_file
 from installer.config import Config
 from proxy.core.switches import (
     Statement,
@@ -31,29 +31,55 @@ from proxy.registry.switched import SwitchedRegistry
 
 LOCAL = "switches.json"
 REGISTRY = "switches-registry.json"
-NAMES = (LOCAL, REGISTRY)
+NAMES = (LOCAL, REGISTRY, "switches.new", "switches-registry.new")
+_MAX_SIMILAR = 3
 
 log = structlog.get_logger("switches")
 
 
-def load(path: Path) -> dict[Target, Statement]:
-    """What a file says; nothing when it is not there or cannot be read."""
+class SwitchesError(Exception):
+    """A file of switches cannot be read, or not all of it; the text says which and why."""
+
+
+def read(path: Path) -> dict[Target, Statement]:
+    """What a file says, nothing when it is not there; raises SwitchesError, PermissionError."""
+    found, broken = _read(path)
+    if broken:
+        raise SwitchesError(f"{path}: is damaged: {'; '.join(broken)}")
+    return found
+
+
+def load(path: Path, known: Statements) -> dict[Target, Statement]:
+    """What a file says; what of it cannot be read goes on to count as it is `known`."""
+    try:
+        found, broken = _read(path)
+    except (SwitchesError, OSError) as error:
+        log.error("switches not read: the last known ones count", error=str(error))
+        return dict(known)
+    if broken:
+        log.error("switches not read: the last known ones count", file=str(path), broken=broken)
+        return {**known, **found}
+    return found
+
+
+def _read(path: Path) -> tuple[dict[Target, Statement], list[str]]:
     try:
         document = json.loads(path.read_text())
-        return parse_all(document.items())[0]
+        return parse_all((key, str(value)) for key, value in document.items())
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError) as error:
-        log.warning("switches not read", file=str(path), error=str(error))
-        return {}
+        return {}, []
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise SwitchesError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise SwitchesError(f"{path}: is damaged: {error}") from None
 
 
-def save(path: Path, statements: Statements) -> None:
-    """Replace the file as a whole; raises OSError."""
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    staging = path.with_suffix(".new")
-    staging.write_text(json.dumps({str(t): str(s) for t, s in statements.items()}, indent=1))
-    os.rename(staging, path)
+def save(path: Path, statements: Statements, *, sync: bool = True) -> None:
+    """Replace the file as a whole, on the disk when it returns; raises OSError."""
+    document = {str(target): str(said) for target, said in statements.items()}
+    kept_file.replace_json(path, document, sync=sync)
 
 
 @dataclass(slots=True)
@@ -72,12 +98,12 @@ class SwitchBoard:
 
     def start(self) -> None:
         """Take up what the files say."""
-        self.shared = load(self.state_dir / REGISTRY)
+        self.shared = load(self.state_dir / REGISTRY, self.shared)
         self.reload()
 
     def reload(self) -> None:
         """The node's own file has changed."""
-        self.local = load(self.state_dir / LOCAL)
+        self.local = load(self.state_dir / LOCAL, self.local)
         self._apply()
 
     def on_shared(self, statements: Statements) -> None:
@@ -87,7 +113,8 @@ class SwitchBoard:
             self.shared = merged
             self._apply()
             try:
-                save(self.state_dir / REGISTRY, merged)
+                # The event loop does not wait for the disk: the registry has it as well.
+                save(self.state_dir / REGISTRY, merged, sync=False)
             except OSError as error:
                 log.warning("switches not kept for a restart", error=str(error))
 
@@ -100,12 +127,28 @@ class SwitchBoard:
 
     def describe(self) -> list[dict[str, Any]]:
         """What is off of this node, for `moactl status` and `moactl switch list`."""
-        return [
-            {**described(target, said), "where": where}
-            for where, statements in (("node", self.local), ("registry", self.shared))
-            for target, said in statements.items()
-            if not said.on
-        ]
+        return _off(self.local, self.shared)
+
+    def knows(self, service: str) -> dict[str, Any]:
+        """Whether the registry has a service of this URI, off or not; else those like it."""
+        known, name = self.registry.all_uris, service.rpartition("/")[2]
+        similar = sorted(uri for uri in known if uri.rpartition("/")[2] == name)
+        is_known = service in known
+        return {"known": is_known, "similar": [] if is_known else similar[:_MAX_SIMILAR]}
+
+
+def kept_off(state_dir: Path) -> list[dict[str, Any]]:
+    """What the next agent of this node would find switched off; raises as `read` does."""
+    return _off(read(state_dir / LOCAL), read(state_dir / REGISTRY))
+
+
+def _off(local: Statements, shared: Statements) -> list[dict[str, Any]]:
+    return [
+        {**described(target, said), "where": where}
+        for where, statements in (("node", local), ("registry", shared))
+        for target, said in statements.items()
+        if not said.on
+    ]
 
 
 async def follow_switches(config: Config, board: SwitchBoard) -> None:

@@ -93,6 +93,11 @@ class PinTree:
         """Marks of the cgroups that an operator took out of the mesh."""
         return self.marks / "taken-out"
 
+    @property
+    def told(self) -> Path:
+        """Mark of pins to which was given what an operator said before they were made."""
+        return self.marks / "told"
+
     def scope(self, cgroup_name: str) -> Path:
         """The directory of one scoped cgroup's links; its name can be read back."""
         return self.scope_links / escaped(cgroup_name)

@@ -147,8 +147,9 @@ def detach_all(directory: Path) -> None:
 
 
 def is_lost(directory: Path, inode: int | None) -> bool:
-    """Whether the links pinned here no longer reach the cgroup with this inode."""
-    for path in directory.iterdir():
+    """Whether the links pinned here no longer reach the cgroup with this inode, or never did."""
+    paths = list(directory.iterdir())
+    for path in paths:
         link_fd = libbpf.open_pin(path)
         try:
             attached = libbpf.link_info(link_fd).cgroup_id
@@ -156,4 +157,4 @@ def is_lost(directory: Path, inode: int | None) -> bool:
             os.close(link_fd)
         if not attached or attached != inode:
             return True
-    return False
+    return not paths

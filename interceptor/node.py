@@ -270,8 +270,18 @@ class Node:
 
     def taken_out(self) -> list[str]:
         """Names of the cgroups that an operator took out of the mesh and nobody put back."""
-        marks = self.tree.taken_out
-        return sorted(map(bpffs.cgroup_name, marks.iterdir())) if marks.is_dir() else []
+        return _marked(self.tree.taken_out)
+
+    def passing(self) -> list[str]:
+        """Names of the cgroups that are in the mesh for as long as they are there."""
+        return _marked(self.tree.passing)
+
+    def await_scope(self, scope: Cgroup, *, shadow: bool = False) -> None:
+        """Look at a cgroup as soon as there is one: until then it is lost, and `reconcile`
+        attaches it."""
+        with self._changing() as maps:
+            self._set_shadow(maps, scope, shadow=shadow)
+            make_directory(self.tree.scope(scope.name))
 
     def reconcile(self, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> list[str]:
         """Attach scopes whose cgroup was removed and made anew; returns their names.
@@ -344,6 +354,16 @@ class Node:
             cfg.on_until_ns = 0
             maps.cfg = cfg
 
+    # What was said before the pins were made, as before a boot
+
+    def was_told(self) -> bool:
+        """Whether these pins were given it already."""
+        return self.tree.told.is_dir()
+
+    def note_told(self) -> None:
+        with self._changing():
+            make_directory(self.tree.told)
+
     # Uninstall
 
     def uninstall(self) -> Removal:
@@ -352,6 +372,10 @@ class Node:
         Works on a half-finished install, on a crashed agent's leftovers, and on nothing.
         """
         return removal.uninstall(self.tree)
+
+
+def _marked(marks: Path) -> list[str]:
+    return sorted(map(bpffs.cgroup_name, marks.iterdir())) if marks.is_dir() else []
 
 
 def _is_over(cfg: Cfg) -> bool:
@@ -365,10 +389,11 @@ def _forget_removed_cgroups(maps: Maps) -> None:
         maps.set_cgroup_policy(cgroup_id, CgroupFlag(0))
 
 
-def refuse_dangerous(scope: Cgroup) -> None:
-    """Raise `Refused` when a scope holds the way into the node, or ourselves."""
+def refuse_dangerous(scope: Cgroup, *, by_itself: bool = True) -> None:
+    """Raise `Refused` when a scope holds the way into the node, or ourselves; who asks for
+    another one is not meant (`by_itself`)."""
     for pid in scope.processes():
-        if pid == os.getpid():
+        if by_itself and pid == os.getpid():
             raise Refused(f"cgroup {scope.name}: holds this very process; --force to insist")
         try:
             name = psutil.Process(pid).name()

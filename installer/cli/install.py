@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from installer.cli import install_notes
 from installer.cli.failure import Failure, note
 from installer.cli.output import Block, Facts, Table, emit
 from installer.cli.session import Session, pass_session, shared_options
@@ -100,6 +101,8 @@ def install(
             steps = node_plan.steps(wanted, site)
             places = node_plan.places(wanted.config)
             outcomes = run.install(steps, site, wanted.source.version, places)
+        if live:
+            site.notes += install_notes.of(wanted.config)
         _tell(session, site, wanted, outcomes, False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import click
 
@@ -12,6 +13,8 @@ from installer.cli import membership
 from installer.cli.failure import Failure, note
 from installer.cli.output import duration, emit
 from installer.cli.session import Session, pass_session, shared_options
+from installer.cli.word import held, keep
+from installer.mesh_word import Switch, Word
 from installer.next_steps import TO_INSTALL
 from installer.node_state import Installed
 from interceptor.cgroup import Cgroup
@@ -31,8 +34,11 @@ class _Change:
     notes: list[str] = field(default_factory=list)
 
 
+_MAX_CONFIRM_S = 24 * 3600
+
+
 class Duration(click.ParamType[float]):
-    """Seconds, from `30s`, `5m` or `1h`."""
+    """Seconds, from `30s`, `5m` or `1h`; a day at most."""
 
     name = "duration"
 
@@ -44,7 +50,10 @@ class Duration(click.ParamType[float]):
         found = re.fullmatch(r"([0-9]{1,5})([smh])", str(value))
         if not found or int(found[1]) == 0:
             self.fail(f"{value!r}: expected a time like 30s, 5m or 1h", param, ctx)
-        return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+        seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+        if seconds > _MAX_CONFIRM_S:
+            self.fail(f"{value!r}: expected at most 24h", param, ctx)
+        return seconds
 
 
 @click.group()
@@ -80,6 +89,16 @@ def on(
     if force and cgroup is None:
         raise click.UsageError("--force goes with --cgroup")
     node = session.node()
+    with held(session):
+        change = _turn_on(session, node, cgroup, shadow, force, confirm_within_s)
+    _warn_if_idle(_installed(session, node), change)
+    _tell(session, "mesh.on/1", change)
+
+
+def _turn_on(
+    session: Session, node: Node, cgroup: str | None, shadow: bool, force: bool,
+    confirm_within_s: float | None,
+) -> _Change:  # fmt: skip
     before = _installed(session, node)
     change = _Change(enabled=True, shadow=before.shadow, confirm_within_s=confirm_within_s)
     if confirm_within_s is not None and before.enabled and before.confirm_left_s is None:
@@ -88,11 +107,11 @@ def on(
             "moactl mesh off, then moactl mesh on --confirm-within",
         )
     if cgroup is not None:
-        _add_scope(node, before, Cgroup.of(cgroup), shadow, force, change)
+        _add_scope(session, node, before, Cgroup.of(cgroup), shadow, force, change)
     if cgroup is None or not before.enabled or confirm_within_s is not None:
-        _switch_on(node, before, before.shadow if cgroup is not None else shadow, change)
-    _warn_if_idle(_installed(session, node), change)
-    _tell(session, "mesh.on/1", change)
+        mode = before.shadow if cgroup is not None else shadow
+        _switch_on(session, node, before, mode, change)
+    return change
 
 
 @mesh.command()
@@ -102,18 +121,26 @@ def on(
 def off(session: Session, cgroup: str | None) -> None:
     """Switch the node off, or take a cgroup out of the mesh."""
     node = session.node()
+    with held(session):
+        change = _turn_off(session, node, cgroup)
+    _tell(session, "mesh.off/1", change)
+
+
+def _turn_off(session: Session, node: Node, cgroup: str | None) -> _Change:
     before = node_state.read(node)
     if before is None:
         change = _Change(enabled=False, shadow=False, cgroup=cgroup)
         change.done.append("nothing is installed: nothing is intercepted")
+        change.notes += keep(session, node, None, partial(_out, cgroup))
     elif cgroup is None:
         change = _Change(enabled=False, shadow=before.shadow, changed=before.enabled)
         node.switch(on=False)
         change.done.append(f"mesh {'' if before.enabled else 'was already '}off")
+        change.notes += keep(session, node, before, partial(_out, None))
     else:
         change = _Change(enabled=before.enabled, shadow=before.shadow)
-        _remove_scope(session, node, Cgroup.of(cgroup), change)
-    _tell(session, "mesh.off/1", change)
+        _remove_scope(session, node, before, Cgroup.of(cgroup), change)
+    return change
 
 
 @mesh.command()
@@ -125,12 +152,25 @@ def confirm(session: Session) -> None:
     Exit code 1 when it is off by now.
     """
     node = session.node()
-    left_s = _installed(session, node).confirm_left_s
-    node.confirm()
-    change = _Change(enabled=True, shadow=False, changed=left_s is not None)
+    with held(session):
+        before = _installed(session, node)
+        node.confirm()
+        switch = Switch.SHADOW if before.shadow else Switch.ON
+        notes = keep(session, node, before, lambda word: word.say(switch))
+    change = _Change(enabled=True, shadow=False, changed=before.confirm_left_s is not None)
     change.done.append("mesh stays on" if change.changed else "mesh was on without a limit")
     data = {"enabled": True, "changed": change.changed, "done": change.done}
     emit(session, "mesh.confirm/1", data, *change.done)
+    for text in notes:
+        note(text)
+
+
+def _out(cgroup: str | None, word: Word) -> None:
+    """Before an agent has put anything into the kernel."""
+    if cgroup is None:
+        word.say(Switch.OFF)
+    else:
+        word.take_out(Cgroup.of(cgroup).name)
 
 
 def _installed(session: Session, node: Node) -> Installed:
@@ -147,9 +187,13 @@ def _installed(session: Session, node: Node) -> Installed:
 
 
 def _add_scope(
-    node: Node, before: Installed, scope: Cgroup, shadow: bool, force: bool, change: _Change
-) -> None:
+    session: Session, node: Node, before: Installed, scope: Cgroup, shadow: bool, force: bool,
+    change: _Change,
+) -> None:  # fmt: skip
     node.add_scope(scope, shadow=shadow, force=force)
+    change.notes += keep(
+        session, node, before, lambda word: word.add(scope.name, shadow=shadow, forced=force)
+    )
     change.cgroup = scope.name
     old = next((s for s in before.scopes if s.cgroup == scope.name), None)
     mode = " in shadow" if shadow else ""
@@ -163,24 +207,35 @@ def _add_scope(
         change.done.append(f"cgroup {scope.name} was already in the mesh{mode}")
 
 
-def _switch_on(node: Node, before: Installed, shadow: bool, change: _Change) -> None:
+def _switch_on(
+    session: Session, node: Node, before: Installed, shadow: bool, change: _Change
+) -> None:
     mode = " in shadow: nothing is changed, only counted" if shadow else ""
     within_s = change.confirm_within_s
     if before.enabled and before.shadow == shadow and before.confirm_left_s == within_s:
         change.done.append(f"mesh was already on{mode}")
-        return
-    node.switch(on=True, shadow=shadow, confirm_within_s=within_s)
-    change.shadow, change.changed = shadow, True
-    limit = f", off again in {duration(within_s)} unless confirmed" if within_s is not None else ""
-    change.done.append(f"mesh on{mode}{limit}")
+    else:
+        node.switch(on=True, shadow=shadow, confirm_within_s=within_s)
+        change.shadow, change.changed = shadow, True
+        limit = f", off again in {duration(within_s)} unless confirmed" if within_s else ""
+        change.done.append(f"mesh on{mode}{limit}")
+    switch, confirmed = Switch.SHADOW if shadow else Switch.ON, within_s is None
+    change.notes += keep(session, node, before, lambda word: word.say(switch, confirmed=confirmed))
 
 
-def _remove_scope(session: Session, node: Node, scope: Cgroup, change: _Change) -> None:
+def _remove_scope(
+    session: Session, node: Node, before: Installed, scope: Cgroup, change: _Change
+) -> None:
     change.cgroup = scope.name
     configured = scope.name in session.config().scope.cgroups
     change.changed = node.remove_scope(scope, configured=configured)
     verb = "is out of the mesh now" if change.changed else "was not in the mesh"
     change.done.append(f"cgroup {scope.name} {verb}")
+    stays_out = change.changed or configured
+    change.notes += keep(
+        session, node, before,
+        lambda word: word.take_out(scope.name) if stays_out else word.forget(scope.name),
+    )  # fmt: skip
     if configured:
         change.notes.append(
             f"scope.cgroups in {session.config_file} names {scope.name}; it stays out all the "

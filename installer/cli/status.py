@@ -33,16 +33,19 @@ def status(session: Session) -> None:
     node = session.node()
     state = node_state.read(node)
     agent, agent_error = _ask_agent(session)
+    switched_off, unread = _switched_off(session, agent)
     data = {
         "root": str(node.tree.root),
         "installed": state is not None,
         "node": _node_json(state),
         "agent": agent,
         "agent_error": agent_error,
+        "switched_off": switched_off,
     }
     emit(
         session, "status/1", data,
         *_node_blocks(state, str(node.tree.root)), "", *_agent_blocks(agent, agent_error),
+        *_switch_blocks(switched_off, unread),
     )  # fmt: skip
 
 
@@ -50,6 +53,20 @@ def _ask_agent(session: Session) -> tuple[dict[str, Any] | None, str | None]:
     try:
         return session.client().status(), None
     except AgentError as error:
+        return None, str(error)
+
+
+def _switched_off(
+    session: Session, agent: dict[str, Any] | None
+) -> tuple[list[dict[str, Any]] | None, str]:
+    """Of the agent, or of the files that the next one will read; None and why when damaged."""
+    if agent is not None:
+        return agent.get("switched_off", []), ""
+    from installer import switches  # late: it brings the registry's client with it
+
+    try:
+        return switches.kept_off(session.config().agent.state_dir), ""
+    except switches.SwitchesError as error:
         return None, str(error)
 
 
@@ -144,11 +161,16 @@ def _agent_blocks(agent: dict[str, Any] | None, error: str | None) -> list[Block
             ("registry", registry.get("state")),
             ("services", f"{registry.get('services')}, instances {registry.get('instances')}"),
             ("registry says", registry.get("detail")),
-            ("switched off", [_switched(s) for s in agent.get("switched_off", [])]),
             ("loop lag", f"{agent.get('loop_lag_ms')} ms"),
         ]
     )
     return ["agent", facts]
+
+
+def _switch_blocks(switched_off: list[dict[str, Any]] | None, unread: str) -> list[Block]:
+    if switched_off is None:
+        return [f"switched off: cannot be told: {unread}"]
+    return [f"switched off: {', '.join(map(_switched, switched_off))}"] if switched_off else []
 
 
 def _switched(said: dict[str, Any]) -> str:

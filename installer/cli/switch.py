@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -17,7 +18,7 @@ from installer import switches
 from installer.cli.failure import Failure, note
 from installer.cli.output import Table, duration, emit
 from installer.cli.session import Session, pass_session, shared_options
-from installer.client import AgentNotRunning
+from installer.client import AgentError, AgentNotRunning
 from installer.config import Config
 from proxy.core.switches import BadStatement, Statement, Target, What
 from proxy.registry import switches_redis
@@ -86,7 +87,7 @@ def on(session: Session, what: str, name: str, everywhere: bool, why: str) -> No
 def list_(session: Session) -> None:
     """List what was said of services, applications and nodes, here and in the registry."""
     config = session.config()
-    local = switches.load(config.agent.state_dir / switches.LOCAL)
+    local = _said_here(config.agent.state_dir / switches.LOCAL)
     shared = _run(config, switches_redis.read(_endpoint(config))) if _is_redis(config) else {}
     found = [
         {**switches.described(target, said), "where": where}
@@ -131,13 +132,36 @@ def _change(session: Session, asked: _Asked) -> None:
     place = "everywhere" if asked.everywhere else "on this node"
     sentence = f"{asked.target} is {'on' if asked.on else 'off'} {place}"
     emit(session, f"switch.{'on' if asked.on else 'off'}/1", data, sentence)
+    _note_unknown(session, asked)
+
+
+def _note_unknown(session: Session, asked: _Asked) -> None:
+    """No refusal: it may be registered later, and shall be off then."""
+    if asked.target.what is not What.SERVICE:
+        return
+    try:
+        found = session.client().knows(asked.target.name)
+    except AgentError:  # none runs, or one of an older version
+        return
+    if not found["known"]:
+        similar = ", ".join(found["similar"])
+        hint = f"; did you mean {similar}?" if similar else ""
+        note(f"the agent here knows no service {asked.target.name}{hint}")
+
+
+def _said_here(path: Path) -> dict[Target, Statement]:
+    try:
+        return switches.read(path)
+    except switches.SwitchesError as error:
+        todo = f"mend it, or move it away: then all is on here (mv {path} {path}.broken)"
+        raise Failure(str(error), todo) from error
 
 
 def _change_here(session: Session, config: Config, asked: _Asked, who: str) -> None:
     path = config.agent.state_dir / switches.LOCAL
     said = Statement(asked.on, int(time.time() * 1000), who, " ".join(asked.why.split()))
     try:
-        switches.save(path, {**switches.load(path), asked.target: said})
+        switches.save(path, {**_said_here(path), asked.target: said})
     except PermissionError:
         raise
     except OSError as error:

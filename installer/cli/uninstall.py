@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from installer import agent_lock, bypass, node_state, switches
+from installer import agent_lock, bypass, mesh_word, node_state, switches
 from installer.cli.failure import Failure, note
 from installer.cli.install import told
 from installer.cli.output import emit
@@ -105,6 +105,9 @@ def _preview(node: Node, site: Site, installed: bool, report: _Report) -> None:
 
 def _leave_node(node: Node, config: Config, site: Site, installed: bool, report: _Report) -> None:
     """Switched off, so that connections go straight, before anything ends."""
+    if node.tree.root == config.bpf.root:
+        for name in mesh_word.NAMES:  # first: nobody shall bring back what is taken away
+            _remove(config.agent.state_dir / name, report)
     if installed:
         if (node.tree.maps / "cfg").exists():
             node.switch(on=False)

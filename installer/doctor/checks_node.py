@@ -6,6 +6,7 @@ from installer import agent_lock
 from installer.client import AgentError
 from installer.doctor.check import Check, Result, Severity, fail, ok, skip, warn
 from installer.doctor.probes import REGISTRY_DEADLINE_S, Listener, Probes
+from installer.mesh_word import Word, WordError, off_since
 from installer.next_steps import TO_INSTALL
 from installer.node_state import Installed
 from installer.plan.manifest import ManifestError
@@ -111,6 +112,39 @@ def _stale_pins(probes: Probes) -> Result:
     )
 
 
+def _switch(probes: Probes) -> Result:
+    state = _installed(probes)
+    if not isinstance(state, Installed):
+        return state
+    try:
+        word = probes.word()
+    except WordError as error:
+        return warn(
+            str(error), f"moactl mesh {'on' if state.enabled else 'on, or off,'} writes it anew"
+        )
+    if state.enabled:
+        return _switched_on(state, word)
+    if state.confirm_left_s is not None:
+        return warn("off: it was not confirmed in time", "moactl mesh on")
+    if word is None:
+        return warn("off: connections go straight", "moactl mesh on")
+    if word.is_on:
+        return warn(f"off, although {word.who} switched it on", "moactl mesh on")
+    todo = "nothing if that is still meant; moactl mesh on switches it on"
+    return warn(f"{off_since(word)}: connections go straight", todo)
+
+
+def _switched_on(state: Installed, word: Word | None) -> Result:
+    seen = "in shadow: nothing is changed, only counted" if state.shadow else "on"
+    if state.confirm_left_s is not None:
+        left = f"{seen}, off again in {state.confirm_left_s:.0f} s unless confirmed"
+        return warn(left, "moactl mesh confirm")
+    if word is None or not word.is_on:
+        again = "moactl mesh on --shadow" if state.shadow else "moactl mesh on"
+        return warn(f"{seen}, but that is not kept: off after a boot", f"{again} keeps it")
+    return ok(seen)
+
+
 def _scopes(probes: Probes) -> Result:
     state = _installed(probes)
     if not isinstance(state, Installed):
@@ -199,6 +233,7 @@ CHECKS = (
         "installation", "The installation is whole", _installation, Severity.ADVISED,
         before_install=False,
     ),
+    Check("switch", "The mesh is switched on", _switch, Severity.ADVISED, before_install=False),
     Check("scopes", "Cgroups in the mesh are attached", _scopes, Severity.ADVISED,
           before_install=False),
     Check("peers", "Peer agents stand by", _peers, Severity.ADVISED, before_install=False),

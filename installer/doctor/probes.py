@@ -15,11 +15,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from installer import agent_lock, node_state, tcp_table
+from installer import agent_lock, mesh_word, node_state, tcp_table
 from installer.client import AgentClient
 from installer.config import Config, exposed_password
 from installer.doctor import foreign
 from installer.doctor.foreign import Foreign
+from installer.mesh_word import Word
 from installer.node_state import Installed
 from installer.plan import manifest
 from installer.plan.manifest import Manifest
@@ -85,6 +86,8 @@ class Probes:
     agent_status: Callable[[], dict[str, Any]]
     manifest: Callable[[], Manifest | None]
     """What `moactl install` wrote; raises ManifestError."""
+    word: Callable[[], Word | None]
+    """What an operator said of the mesh last, and was kept; raises WordError."""
 
 
 def of_this_machine(
@@ -117,6 +120,7 @@ def of_this_machine(
         agent_pid=partial(agent_lock.holder, config.agent.runtime_dir),
         agent_status=AgentClient.of(config.agent.runtime_dir).status,
         manifest=lambda: Manifest.load(manifest.PATH),
+        word=partial(mesh_word.load, mesh_word.path_of(config)),
     )
 
 

@@ -12,12 +12,11 @@ from urllib.parse import urlsplit
 from installer import agent_lock
 from installer.client import AgentClient, AgentError
 from installer.config import DEFAULT_PATH, Config
-from installer.plan import environment, processes, units
+from installer.plan import environment, processes, switch_step, units
 from installer.plan.environment import CURRENT, VERSIONS, Source
 from installer.plan.manifest import Places
 from installer.plan.site import Site
 from installer.plan.steps import Step, Verdict, directory, link, owned, text_file
-from interceptor.node import Node
 
 CONFIG = str(DEFAULT_PATH)
 SERVICES = "/etc/moa/services.toml"
@@ -124,13 +123,7 @@ def _process_steps(wanted: Wanted) -> Iterator[Step]:
         partial(_start, wanted),
         lambda site: None,
     )
-    yield Step(
-        "switch",
-        "switch the mesh on",
-        lambda site: Verdict.DONE if site.manifest.switched_on else Verdict.TODO,
-        partial(_switch_on, wanted.config.bpf.root),
-        lambda site: None,
-    )
+    yield switch_step.step(wanted.config)
 
 
 def _client(wanted: Wanted) -> AgentClient:
@@ -167,9 +160,3 @@ def _start(wanted: Wanted, site: Site) -> None:
         return
     processes.start_daemon(command, [CONFIG], client)
     site.notes.append("systemd does not run this system: nothing starts the agent at the next boot")
-
-
-def _switch_on(root: Path, site: Site) -> None:
-    Node(root).switch(on=True)
-    site.manifest.switched_on = True
-    site.manifest.save(site.manifest_path)

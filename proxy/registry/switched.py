@@ -40,6 +40,11 @@ class SwitchedRegistry:
         for callback in list(self._callbacks):
             callback(self.table)
 
+    @property
+    def all_uris(self) -> frozenset[str]:
+        """What the registry knows, hidden or not."""
+        return self._inner.table.uris
+
     def subscribe(self, callback: TableCallback) -> Callable[[], None]:
         """See `Registry.subscribe`."""
         self._callbacks.append(callback)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ def test_on_with_one_command_and_off_with_one(machine: Machine, config: str) -> 
     after = redirected(machine)
     moactl(machine, "mesh", "off", command=INSTALLED)
     again = moactl(machine, "install", "--yes", command=INSTALLED)
-    assert {step["verdict"] for step in again["steps"]} == {"done"}
+    assert {step["verdict"] for step in again["steps"] if step["id"] != "switch"} == {"done"}
     # An operator's switch is not turned back by another install.
     assert not moactl(machine, "status", command=INSTALLED)["node"]["enabled"]
     assert redirected(machine) == after
@@ -277,3 +278,54 @@ def test_another_version_beside_and_an_upgrade_to_it(machine: Machine, config: s
     assert (gone["left"], gone["agent_pids"]) == ([], [])
     assert_same(machine.node.lab, traces)
     assert differences(before, machine.picture()) == {}
+
+
+def test_second_install_says_what_the_running_agent_does_not_know(machine: Machine) -> None:
+    """With the built-in configuration of a node without systemd, but for pins and cgroup."""
+    node = machine.node
+    late, missing = Cgroup(f"/{node.lab.id}/late"), f"/{node.lab.id}/missing"
+    late.create()
+    given = node.directory / "given.toml"
+    mine = f'[agent]\ncgroup = "{node.agent.name}"\n[bpf]\nroot = "{node.root}"\n'
+    given.write_text(f'{mine}[scope]\ncgroups = ["{node.services.name}", "{missing}"]\n')
+    first = moactl(machine, "install", "-c", str(given), "--yes")
+    assert [n for n in first["notes"] if "agent restart" in n] == []
+    (told,) = (n for n in first["notes"] if "is not in the mesh" in n)
+    assert told.startswith(f"cgroup {missing} is not in the mesh: it does not exist")
+
+    given.write_text(f'{mine}[scope]\ncgroups = ["{node.services.name}", "{late.name}"]\n')
+    second = moactl(machine, "install", "-c", str(given), "--yes", command=INSTALLED)
+    assert any("reads it at: moactl agent restart" in note for note in second["notes"])
+    assert any(
+        note.startswith(f"cgroup {late.name} is not in the mesh") for note in second["notes"]
+    )
+    # Not only when the file was just changed.
+    again = moactl(machine, "install", "--yes", command=INSTALLED)
+    assert any("moactl agent restart" in note for note in again["notes"])
+    done = machine.call(INSTALLED, "agent", "restart", "--bake", "0")
+    assert done.returncode == 0, done.stderr
+    assert late.name in scopes(machine)
+    assert moactl(machine, "install", "--yes", command=INSTALLED)["notes"] == []
+    moactl(machine, "mesh", "off", "--cgroup", late.name, command=INSTALLED)
+    (told,) = moactl(machine, "install", "--yes", command=INSTALLED)["notes"]
+    assert "an operator took it out" in told
+
+
+def test_install_says_which_cgroups_are_refused(machine: Machine) -> None:
+    """The root, which holds the agent itself, and one with a login."""
+    node = machine.node
+    login, sshd = Cgroup(f"/{node.lab.id}/login"), node.directory / "sshd"
+    shutil.copy("/bin/sleep", sshd)
+    node.start("sshd", str(sshd), "600", cgroup=login)
+    wait_until(lambda: list(login.processes()), 5, "it is in its cgroup")
+    given = node.directory / "given.toml"
+    given.write_text(
+        f'[agent]\ncgroup = "{node.agent.name}"\n[bpf]\nroot = "{node.root}"\n'
+        f'[scope]\ncgroups = ["/", "{login.name}"]\n'
+    )
+    notes = moactl(machine, "install", "-c", str(given), "--yes")["notes"]
+    assert any(note.startswith("cgroup / is not in the mesh: it holds the agent") for note in notes)
+    assert any(
+        f"{login.name} is not in the mesh: cgroup {login.name}: holds sshd" in n for n in notes
+    )
+    assert scopes(machine) == []

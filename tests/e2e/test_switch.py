@@ -107,6 +107,7 @@ def test_one_cgroup_in_and_out(mesh: Mesh) -> None:
 
 def test_one_cgroup_in_shadow(mesh: Mesh) -> None:
     job = mesh.job
+    job.create()
     mesh.moactl("mesh", "on", "--cgroup", job.name, "--shadow")
     before = mesh.shadowed()
     assert mesh.answering(job) == DIRECT
@@ -169,6 +170,22 @@ def test_one_service_off_and_on_here(mesh: Mesh) -> None:
     assert mesh.moactl("switch", "list")["switches"][0]["why"] == "it is slow"
     mesh.moactl("switch", "on", "service", SERVICE)
     assert mesh.answering() == ROUTED
+
+
+def test_service_that_the_agent_does_not_know(mesh: Mesh) -> None:
+    """One that it knows is known also while it is off."""
+
+    def told(name: str) -> str:
+        argv = (MOACTL, "-c", str(mesh.agent.config), "switch", "off", "service", name)
+        done = mesh.a.call(*argv, cgroup=mesh.outside)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert [told(SERVICE), told(SERVICE)] == ["", ""]
+    assert told("nosuch") == "note: the agent here knows no service nosuch\n"
+    assert f"did you mean {SERVICE}?" in told("demo")
+    for name in (SERVICE, "nosuch", "demo"):
+        mesh.moactl("switch", "on", "service", name)
 
 
 def _redirected(mesh: Mesh, after: Callable[[], object] = lambda: None) -> int:

@@ -10,6 +10,7 @@ from installer.client import AgentError
 from installer.config import Config
 from installer.config_sections import Bpf, Registry
 from installer.doctor.probes import Listener, Probes
+from installer.mesh_word import Switch, Word
 from installer.node_state import Heartbeat, Installed
 from installer.plan.manifest import Manifest
 from interceptor.bpffs import PinTree
@@ -96,4 +97,5 @@ def healthy_machine(directory: Path) -> Probes:
         agent_pid=lambda: AGENT_PID,
         agent_status=lambda: {"pid": AGENT_PID},
         manifest=lambda: Manifest("0.1.0", complete=True),
+        word=lambda: Word(Switch.ON, who="root@node-a"),
     )

@@ -17,6 +17,7 @@ from installer.doctor.check import Status
 from installer.doctor.checks import ALL_CHECKS
 from installer.doctor.foreign import Foreign
 from installer.doctor.probes import Listener, Probes
+from installer.mesh_word import Switch, Word, WordError
 from installer.next_steps import TO_INSTALL
 from installer.node_state import Heartbeat
 from installer.plan.manifest import Manifest, ManifestError
@@ -57,6 +58,9 @@ def test_healthy_machine_has_no_findings(healthy: Probes) -> None:
 
 
 OLD_KERNEL: dict[str, Any] = {"kernel_release": lambda: "5.10.0-28"}
+
+
+OFF: dict[str, Any] = {"installed": lambda: replace(STATE, enabled=False)}
 
 
 V1 = "cgroup /sys/fs/cgroup/net_cls cgroup rw,net_cls,net_prio 0 0\n" + UNIFIED
@@ -183,6 +187,29 @@ V1 = "cgroup /sys/fs/cgroup/net_cls cgroup rw,net_cls,net_prio 0 0\n" + UNIFIED
         ("installation", {"manifest": lambda: None}, "ok", "none"),
         ("installation", {"manifest": lambda: Manifest("0.2.0")}, "warn", "cut short"),
         ("installation", {"manifest": raising(ManifestError("format"))}, "warn", "format"),
+        ("switch", {"installed": lambda: replace(STATE, shadow=True)}, "ok", "in shadow"),
+        ("switch", {"word": lambda: None}, "warn", "not kept"),
+        ("switch", {"word": raising(WordError("mesh.json: is damaged"))}, "warn", "is damaged"),
+        ("switch", OFF | {"word": lambda: None}, "warn", "off: connections go straight"),
+        ("switch", OFF, "warn", "off, although root@node-a switched it on"),
+        (
+            "switch",
+            OFF | {"word": lambda: Word(Switch.OFF, at_unix_s=1.5e9, who="ann@node-a")},
+            "warn",
+            "by ann@node-a: connections go straight",
+        ),
+        (
+            "switch",
+            OFF | {"word": lambda: Word(Switch.ON, confirmed=False, who="ann@node-a")},
+            "warn",
+            "off, as nobody confirmed what ann@node-a switched on at ",
+        ),
+        (
+            "switch",
+            {"installed": lambda: replace(STATE, confirm_left_s=9.0)},
+            "warn",
+            "on, off again in 9 s unless confirmed",
+        ),
         ("scopes", {"installed": lambda: replace(STATE, scopes=())}, "warn", "no cgroup"),
         ("scopes", {"installed": lambda: None}, "warn", "nothing is installed"),
         (

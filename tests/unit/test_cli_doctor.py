@@ -133,6 +133,7 @@ def test_pre_leaves_out_what_needs_an_installation(
     assert {c.id for c in ALL_CHECKS} - shown == {
         "agent",
         "stale-pins",
+        "switch",
         "scopes",
         "peers",
         "installation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,39 @@ def test_off_here_or_off_there_is_off(board: SwitchBoard, tmp_path: Path) -> Non
     assert [said["where"] for said in board.describe()] == ["node"]
 
 
-def test_broken_file_counts_as_none(tmp_path: Path) -> None:
-    (tmp_path / switches.LOCAL).write_text("[1]")
-    assert switches.load(tmp_path / switches.LOCAL) == {}
+@pytest.mark.parametrize("text", ["[1]", "{bad", "", '{"service /service/a": "of 1"}'])
+def test_file_that_is_damaged_meanwhile_changes_nothing(
+    board: SwitchBoard, tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / switches.LOCAL
+    switches.save(path, {Target(What.SERVICE, A.uri): OFF})
+    board.reload()
+    path.write_text(text)
+    board.reload()
+    assert A.uri not in board.registry.table.uris
+    with pytest.raises(switches.SwitchesError, match=str(path)):
+        switches.read(path)
+
+
+def test_what_can_be_read_of_a_damaged_file_counts(board: SwitchBoard, tmp_path: Path) -> None:
+    path = tmp_path / switches.LOCAL
+    path.write_text('{"service /service/a": "of 1", "service /service/b": "off 1 me why"}')
+    board.start()
+    assert board.registry.table.uris == {A.uri}
+
+
+def test_file_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, done = tmp_path / switches.LOCAL, []
+    monkeypatch.setattr(os, "fsync", lambda fd: done.append(path.exists()))
+    switches.save(path, {Target(What.SERVICE, A.uri): OFF})
+    assert done == [False, True]  # the file, and then its name
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_service_that_is_off_is_known_and_one_that_is_not_there_is_not(board: SwitchBoard) -> None:
+    board.on_shared({Target(What.SERVICE, A.uri): OFF})
+    assert board.knows(A.uri) == {"known": True, "similar": []}
+    assert board.knows("a") == {"known": False, "similar": [A.uri]}
+    assert board.knows("nosuch") == {"known": False, "similar": []}
