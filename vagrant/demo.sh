@@ -148,6 +148,14 @@ agent_dies() {
     passed "another is started: calls are routed" "$(answers "$dead" 4 mesh)"
 }
 
+boots() {
+    on node-a "sudo systemctl stop moa-opsd && sudo rm -rf /sys/fs/bpf/moa /run/moa" || fail "stop"
+    on node-a sudo systemctl start moa-opsd || fail "start"
+    eventually "node-a serves after a boot" serves node-a
+    eventually "calls are routed" answers_with node-a: "$address_b"
+    passed "the kernel forgets all, as by a boot: the mesh is on" "$(answers "$dead" 4 mesh)"
+}
+
 upgrade() {
     local next seen
     if ! on node-a moactl agent upgrade --help >/dev/null; then
@@ -203,6 +211,7 @@ routing
 joins_and_leaves
 failover
 agent_dies
+boots
 upgrade
 [ -n "${MOA_DEMO_KEEP:-}" ] || uninstall
 printf 'done in %s s\n' "$SECONDS"

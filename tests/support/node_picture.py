@@ -99,8 +99,16 @@ class Machine:
                     # Copied up when something is made in it, and removed again.
                     if not below.is_dir() or below.stat().st_mode != status.st_mode:
                         yield f"{below}/ {facts}"
+                elif _is_removal(status) and not below.exists():
+                    # Of what somebody else had below for a moment: it is gone there as well.
+                    continue
                 else:
                     yield f"{below} {facts} {status.st_size} {status.st_mtime_ns}"
+
+
+def _is_removal(status: os.stat_result) -> bool:
+    """What an overlay has in place of a path that was removed (a *whiteout*)."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
