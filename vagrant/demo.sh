@@ -148,8 +148,10 @@ agent_dies() {
     passed "another is started: calls are routed" "$(answers "$dead" 4 mesh)"
 }
 
+# What a boot takes away: all that is in the kernel, cgroups too, and /run.
 boots() {
-    on node-a "sudo systemctl stop moa-opsd && sudo rm -rf /sys/fs/bpf/moa /run/moa" || fail "stop"
+    on node-a "sudo systemctl stop moa-opsd && sudo rm -rf /sys/fs/bpf/moa /run/moa &&
+        sudo rmdir /sys/fs/cgroup/moa-agent" || fail "stop"
     on node-a sudo systemctl start moa-opsd || fail "start"
     eventually "node-a serves after a boot" serves node-a
     eventually "calls are routed" answers_with node-a: "$address_b"
