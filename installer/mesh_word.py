@@ -7,7 +7,6 @@ what an operator said: cgroups that a configuration names are the configuration'
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
 import os
@@ -25,6 +24,7 @@ import structlog
 from installer import kept_file
 from installer.config import Config
 from installer.node_state import Installed
+from interceptor.bpffs import flock_before
 from interceptor.cgroup import Cgroup
 from interceptor.errors import InterceptorError
 from interceptor.node import LOCK_TIMEOUT_S, Node
@@ -33,7 +33,6 @@ NAME = "mesh.json"
 BROKEN = "mesh.json.broken"
 NAMES = (NAME, "mesh.new", BROKEN)
 FORMAT = 1
-_LOCK_POLL_S = 0.02
 
 log = structlog.get_logger("mesh")
 
@@ -190,24 +189,12 @@ def locked(path: Path) -> Iterator[None]:
     fd = -1
     with suppress(OSError):
         fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        _lock_within(fd, LOCK_TIMEOUT_S)
+        flock_before(fd, time.monotonic() + LOCK_TIMEOUT_S)
     try:
         yield
     finally:
         if fd >= 0:
             os.close(fd)
-
-
-def _lock_within(fd: int, timeout_s: float) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(_LOCK_POLL_S)
 
 
 # After a boot

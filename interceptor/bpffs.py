@@ -252,15 +252,24 @@ def unlock_agent(tree: PinTree, fd: int) -> None:
 
 
 def _lock_before(fd: int, deadline_s: float, root: Path) -> None:
+    try:
+        flock_before(fd, deadline_s)
+    except BlockingIOError:
+        raise Busy(
+            f"lock {root}: another moactl or agent is changing this node; try again"
+        ) from None
+
+
+def flock_before(fd: int, deadline_s: float) -> None:
+    """Lock a descriptor's file for oneself; blocks. Raises BlockingIOError when somebody else
+    still has it after `deadline_s` of CLOCK_MONOTONIC."""
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() > deadline_s:
-                raise Busy(
-                    f"lock {root}: another moactl or agent is changing this node; try again"
-                ) from None
+                raise
             time.sleep(_LOCK_POLL_S)
 
 

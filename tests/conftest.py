@@ -18,8 +18,10 @@ def _skips_are_failures() -> bool:
     return os.environ.get("CI", "").lower() == "true" or os.environ.get("MOA_NO_SKIP") == "1"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Agents must not run what was compiled of other sources than those that are here."""
+    if hasattr(config, "workerinput"):
+        return  # Of a run that has looked already.
     done = subprocess.run(
         [sys.executable, "-I", str(_COMPILE), "--check"], capture_output=True, text=True
     )

@@ -16,8 +16,6 @@ from proxy.net.served import Served
 from proxy.wire.handover import HandoverError
 from proxy.wire.handover import handover_pb2 as pb
 
-_NO_STATE = RedisState()
-
 
 class Described(Served, Protocol):
     """A session that knows whether its client has spoken MOA."""
@@ -25,7 +23,7 @@ class Described(Served, Protocol):
     spoke_moa: bool
 
 
-def facts_of(session: Described, number: int, redis: RedisState = _NO_STATE) -> bytes:
+def facts_of(session: Described, number: int, redis: RedisState) -> bytes:
     peer = session.peer
     return to_message(
         Moved(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from installer.config import DEFAULT_PATH, parse
@@ -12,6 +15,13 @@ from installer.plan.node_plan import Wanted
 from installer.plan.site import Site, digest
 
 VERSION = "7.8.9"
+
+
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """A directory: thousands of flushed files take long on a disk that others use."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as made:
+        yield Path(made)
 
 
 def make_sysroot(directory: Path) -> Path:

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tests.support.cli import as_json, moactl
 from tests.support.documented import assert_as_documented
 from tests.support.installs import (
     VERSION,
+    in_memory,
     install,
     make_sysroot,
     picture,
@@ -57,9 +57,8 @@ MANIFEST = "var/lib/moa/install/manifest.json"
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """In memory: flushed files take long on a disk that others use."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as made:
-        yield Path(made)
+    with in_memory() as made:
+        yield made
 
 
 @pytest.fixture

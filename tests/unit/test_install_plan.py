@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from installer.plan.site import InstallBusy, Site
 from installer.plan.steps import Verdict
 from tests.support.installs import (
     VERSION,
+    in_memory,
     install,
     make_sysroot,
     picture,
@@ -34,9 +34,8 @@ CHANGES = (os.mkdir, os.rename, os.symlink, os.unlink, os.rmdir)
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """In memory: thousands of flushed files take long on a disk that others use."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield Path(directory)
+    with in_memory() as made:
+        yield made
 
 
 @pytest.fixture
